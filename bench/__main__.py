@@ -1,0 +1,79 @@
+"""Runs benches, each in a process of its own: ``python -m bench [--quick] [--record] [name ...]``.
+
+``--record`` writes ``docs/results/<name>.json``: figures, command, commit, date, load. Without a name, all are run; a
+name is the path below ``bench/`` or its last part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.harness import ROOT, Figure, circumstances, parse_figures, table
+
+RESULTS = ROOT / "docs" / "results"
+
+
+def names(folder: Path = ROOT / "bench") -> list[str]:
+    """Every bench: a script in a room of ``bench/``, without its ending."""
+    scripts = (path for path in folder.glob("*/*.py") if "__main__" in path.read_text())
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in scripts)
+
+
+def select(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The benches that ``wanted`` names, all if it is empty. Raises SystemExit on a name that fits none."""
+    for name in wanted:
+        if not any(name in (bench, bench.rpartition("/")[2]) for bench in known):
+            raise SystemExit(f"no bench {name}; there are: {', '.join(known)}")
+    return [bench for bench in known if not wanted or {bench, bench.rpartition("/")[2]} & set(wanted)]
+
+
+def run(name: str, quick: bool) -> tuple[list[Figure], dict[str, object]]:
+    """One bench: its figures, and under what circumstances they were measured. Its output is shown as it comes."""
+    around = circumstances()
+    command = [sys.executable, "-m", "bench." + name.replace("/", "."), *(["--quick"] if quick else [])]
+    began, lines = time.monotonic(), []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    figures = parse_figures("".join(lines))
+    if process.returncode not in (0, 1) or not figures:
+        raise SystemExit(f"bench {name} ended with status {process.returncode} and {len(figures)} figures")
+    said = f"bash cmd/bench.sh {'--quick ' if quick else ''}{name}"
+    return figures, {"name": name, "command": said, "seconds": round(time.monotonic() - began, 1), **around}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is asked for; returns 1 if any figure fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("name", nargs="*")
+    options = parser.parse_args(arguments)
+    everything: list[Figure] = []
+    chosen = select(options.name, names())
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        figures, around = run(name, options.quick)
+        everything += figures
+        if options.record:
+            path = RESULTS / f"{name.replace('/', '_')}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [asdict(figure) for figure in figures]
+            path.write_text(json.dumps({**around, "figures": rows}, indent=1) + "\n")
+            print(f"recorded in {path.relative_to(ROOT)}")
+    if len(chosen) > 1:
+        print(f"== all\n{table(everything)}")
+    return int(any(figure.holds is False for figure in everything))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""The main job over several seeds: each redraws the world, the weights, the warm-up and the reinforcement.
+
+A figure holds if it holds for every seed. ``--quick`` makes one run too short to learn: it shows that the job runs from
+end to end, and records its seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Figure, main
+from search_agent.grid import Member, plan_grid, run_grid
+
+SEEDS = "seed=0,1,2,3,4"
+SHORT = [
+    "warmup.steps=20",
+    "trainer.steps=2",
+    "trainer.drop_uniform_groups=false",
+    "evaluation.dev_tasks=16",
+    "evaluation.test_tasks=16",
+]
+
+# When, how, what, which bound, and the bound: the figures of the quick start.
+_HIGH = (
+    ("before", "greedy", "format_valid", 0.95),
+    ("before", "greedy", "em_one_hop", 0.6),
+    ("after", "greedy", "em", 0.95),
+    ("after", "greedy", "em_two_hop", 0.90),
+    ("after", "sampled", "em", 0.80),
+)
+_LOW = (("before", "sampled", "em_two_hop", 0.30),)
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Make the runs in a folder of their own, and compare their summaries with the figures."""
+    Path("runs").mkdir(exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="quickstart-", dir="runs")
+    arguments = [*(["seed=0", *SHORT] if quick else [SEEDS]), f"run_dir={folder}"]
+    _, members = plan_grid(arguments)
+    run_grid(arguments)
+    summaries = [read_summary(member) for member in members if member.finished]
+    yield Figure.at_least("runs that finished", len(summaries) / len(members), "share", 1.0)
+    if len(summaries) == len(members):
+        yield from figures(summaries, judged=not quick)
+        shutil.rmtree(folder)  # after a failure it stays, with its logs
+
+
+def read_summary(member: Member) -> Any:
+    """What a finished run found."""
+    return json.loads((member.folder / "summary.json").read_text())
+
+
+def figures(summaries: list[Any], *, judged: bool) -> Iterator[Figure]:
+    """The worst seed of each figure; without ``judged``, recorded only."""
+    for when, how, what, bound in _HIGH:
+        worst = min(summary[when][how][what] for summary in summaries)
+        name = f"{when} {how} {what}, worst seed"
+        yield Figure.at_least(name, worst, "share", bound) if judged else Figure(name, worst, "share")
+    for when, how, what, bound in _LOW:
+        worst = max(summary[when][how][what] for summary in summaries)
+        name = f"{when} {how} {what}, worst seed"
+        yield Figure.at_most(name, worst, "share", bound) if judged else Figure(name, worst, "share")
+    difference = max(summary["logprob_diff_max"] for summary in summaries)
+    yield Figure.at_most("largest trainer-rollout log-prob difference", difference, "nats", 1e-4)
+    yield Figure.at_most("aborted episodes", sum(summary["aborted"] for summary in summaries), "episodes", 0)
+    seconds = [sum(summary["seconds"].values()) for summary in summaries]
+    yield Figure("a run, slowest seed", max(seconds), "s")
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,49 @@
+"""Data plug-in: the embedded world, built once for each seed and kept beside the runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.embedded.build import WORLD_VERSION, WorldPaths, build_world
+from preprocess.embedded.build import Config as WorldConfig
+from preprocess.embedded.styles import StyleName
+from search_agent.source import Source, Split
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the embedded world."""
+
+    style: StyleName = "autorefine"
+    """The protocol that warm-up traces are written in; keep it that of ``protocol``, with ``instruction: short``."""
+    dev_questions: int = 200
+    """Questions over the dev world: enough to choose by, few enough to ask every few steps."""
+    test_questions: int = 600
+    """Questions over the clean test world: a 95 % interval of 4 points to each side at the widest."""
+    traces: int = 9000
+    """Warm-up traces: 900 steps of 32 see each one three times or so."""
+
+
+def build(config: Config, *, out: Path, seed: int) -> Source:
+    """Build the world unless it stands in ``out`` already; a folder without its manifest is built again."""
+    sizes = f"{config.dev_questions}-{config.test_questions}-{config.traces}"
+    folder = out / f"embedded-v{WORLD_VERSION}-{config.style}-{seed}-{sizes}"
+    paths = WorldPaths.under(folder)
+    if not paths.manifest.exists():
+        world = WorldConfig(
+            out=str(folder),
+            seed=seed,
+            style=config.style,
+            dev_questions=config.dev_questions,
+            test_questions=config.test_questions,
+            traces=config.traces,
+        )
+        build_world(world)
+    return Source(
+        train=Split(paths.train, paths.corpus),
+        dev=Split(paths.dev, paths.dev_corpus),
+        test=Split(paths.clean_test, paths.clean_corpus),
+        model=paths.model,
+        traces=paths.traces,
+    )

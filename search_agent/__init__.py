@@ -1,0 +1,1 @@
+"""Everything about search: protocols, the environment, retrieval, rewards, evaluation."""

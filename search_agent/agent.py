@@ -1,0 +1,85 @@
+"""The search agent as a rollout worker sees it: environments over a protocol and a retriever, and a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from search_agent.environment import Config as EnvironmentConfig
+from search_agent.environment import build as build_environment
+from search_agent.retrieval.client import RetrievalClient
+from search_agent.retrieval.config import ClientConfig
+from search_agent.rewards.parts import measure
+from verl.config.build import Plugin
+from verl.data.tasks import Task
+from verl.rollout.interfaces import Environment, Score
+from verl.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """All that a worker needs to make its agent; plain data, so that it travels between processes."""
+
+    protocol: Plugin
+    environment: EnvironmentConfig
+    reward: Plugin
+    client: ClientConfig
+    urls: Mapping[str, Sequence[str]]
+    """Addresses of the retrieval servers of each split."""
+    max_context_tokens: int
+
+    def __call__(self, tokenizer: Any) -> SearchAgent:
+        """Make the agent: this is ``verl.rollout.worker.AgentFactory``."""
+        return SearchAgent(self, tokenizer)
+
+
+class SearchAgent:
+    """Implements ``verl.rollout.interfaces.Agent``."""
+
+    def __init__(self, spec: AgentSpec, tokenizer: Any) -> None:
+        """Raises UserError if protocol, framing and tokenizer do not fit together."""
+        protocol = self._protocol = spec.protocol.build()
+        self._reward = spec.reward.build(protocol)
+        # Splits that share their servers share a client, and with it coalescing and connections.
+        by_urls = {tuple(urls): RetrievalClient(replace(spec.client, urls=tuple(urls))) for urls in spec.urls.values()}
+        self._clients = list(by_urls.values())
+        self._make = {
+            split: build_environment(
+                spec.environment,
+                protocol=protocol,
+                tokenizer=tokenizer,
+                retriever=by_urls[tuple(urls)],
+                max_context_tokens=spec.max_context_tokens,
+            )
+            for split, urls in spec.urls.items()
+        }
+
+    async def open(self) -> None:
+        """Open the clients' connection pools."""
+        for client in self._clients:
+            await client.__aenter__()
+
+    def environment(self, task: Task, split: str) -> Environment:
+        """A new episode of a task of ``split``."""
+        return self._make[split](task)
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """The reward and its parts; a user's reward need not measure what every run reports (``em``, ``searches``)."""
+        score: Score = self._reward(task, trajectory)
+        measured = {} if "em" in score.parts else measure(task, self._protocol.read(trajectory))
+        return Score(score.reward, {**measured, **score.parts})
+
+    def stats(self) -> dict[str, float]:
+        """The clients' counters, added up."""
+        total: dict[str, float] = {}
+        for client in self._clients:
+            for name, value in client.stats().items():
+                if isinstance(value, int | float):
+                    total[f"search/{name}"] = total.get(f"search/{name}", 0.0) + value
+        return total
+
+    async def close(self) -> None:
+        """Close the connection pools."""
+        for client in self._clients:
+            await client.__aexit__(None, None, None)

@@ -1,0 +1,175 @@
+"""``bash cmd/ask.sh model=RUN "question"``: one question to a trained model; thoughts, searches and answer in colour.
+
+No Ray and no learner: the engine runs in this process, beside a retrieval server on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from search_agent.command import run_command
+from search_agent.config import RunConfig
+from search_agent.evaluate import RUNS, evaluated_config
+from verl.errors import UserError
+
+if TYPE_CHECKING:
+    from verl.rollout.interfaces import Engine, Environment, Generation, Observation, Prompt, Sampling, Turn
+    from verl.trajectory import Trajectory
+
+Show = Callable[[str, str], None]
+"""Called with the kind of a segment and its text, as soon as it is there."""
+
+READY_TIMEOUT_S = 5.0
+"""Who asks a question waits; a server that loads for longer is to be started first."""
+_OVERRIDE = re.compile(r"[\w.@/+~-]+=")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Ask what the arguments that are no overrides say; ``model=`` as for ``cmd/eval.sh``."""
+    overrides, question = split_arguments(arguments)
+    config = evaluated_config(overrides)
+    from rich.console import Console
+    from rich.text import Text
+
+    from search_agent.transcript import in_colour, printable
+    from verl.cluster.processes import thread_environment
+
+    os.environ.update(thread_environment(config.rollout.engine.threads))
+    logs = RUNS / "ask"
+    logs.mkdir(parents=True, exist_ok=True)
+    with apart_from_logs(logs / "ask.log") as screen:
+        console = Console(file=screen, highlight=False)
+
+        def show(kind: str, text: str) -> None:
+            console.print(in_colour(kind, text), end="", soft_wrap=True)
+
+        with console.status(f"loading {config.model}"):
+            session = Session(config, logs)
+        began = time.monotonic()
+        trajectory, answer = asyncio.run(session.ask(question, show))
+        searches = len(trajectory.calls)
+        found = "no answer" if answer is None else f"answer: {printable(answer)}"
+        console.print(Text(f"\n\n{found}", style="bold"))
+        seconds = f"{searches} searches, {trajectory.num_policy_tokens} tokens, {time.monotonic() - began:.1f} s"
+        console.print(f"{seconds} ({trajectory.outcome}; logs: {logs})", style="dim", markup=False)
+    return 0
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Overrides (``key=value``) and the question, which is all the rest. Raises UserError if there is none."""
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    question = " ".join(argument for argument in arguments if not _OVERRIDE.match(argument)).strip()
+    if not question:
+        raise UserError('there is no question; write bash cmd/ask.sh model=RUN "your question"')
+    return overrides, question
+
+
+class Session:
+    """A model in an engine, and where its searches go."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """Load everything; takes seconds. Raises UserError on a model that cannot be served."""
+        from transformers import AutoTokenizer
+
+        from search_agent.launch import find_source
+        from search_agent.preflight import read_manifests
+        from search_agent.servers import start_retrievers
+        from verl.rollout.engine import VllmEngine
+
+        self._config = config
+        self._stack = ExitStack()
+        corpus = find_source(config).test.corpus
+        self._urls = asyncio.run(start_retrievers(config, {"test": corpus}, folder, self._stack)).urls
+        if config.retriever != "embedded":
+            asyncio.run(read_manifests(config, self._urls["test"], READY_TIMEOUT_S))
+        self._tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self._engine = VllmEngine(config.model, config.rollout.engine, seed=config.seed)
+
+    async def ask(self, question: str, show: Show) -> tuple[Trajectory, str | None]:
+        """Play one greedy episode and close; returns it with the answer that was read from it."""
+        from search_agent.agent import AgentSpec
+        from verl.data.tasks import Task
+        from verl.rollout.episode import EpisodeKey, run_episode
+        from verl.rollout.interfaces import Sampling
+
+        config = self._config
+        context = config.rollout.engine.max_context_tokens
+        spec = AgentSpec(config.protocol, config.environment, config.reward, config.client, self._urls, context)
+        agent = spec(self._tokenizer)
+        await agent.open()
+        try:
+            task = Task("ask", question, ("",))
+            environment = Watched(agent.environment(task, "test"), show)
+            key = EpisodeKey(config.seed, "ask", 0, "ask", 0)
+            engine = WatchedEngine(self._engine, show)
+            trajectory = await run_episode(task, key, environment, engine, Sampling(temperature=0.0))
+        finally:
+            await agent.close()
+            await self._engine.close()
+            self._stack.close()
+        return trajectory, config.protocol.build().read(trajectory).answer
+
+
+class WatchedEngine:
+    """An engine whose generations are shown."""
+
+    def __init__(self, engine: Engine, show: Show) -> None:
+        self._engine, self._show = engine, show
+
+    async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
+        """See ``Engine.generate``."""
+        generation = await self._engine.generate(token_ids, turn, sampling, seed)
+        self._show("generated", generation.text)
+        return generation
+
+
+class Watched:
+    """An environment whose prompt and observations are shown."""
+
+    def __init__(self, environment: Environment, show: Show) -> None:
+        self._environment, self._show = environment, show
+        self.next_turn, self.outcome = environment.next_turn, environment.outcome
+
+    def start(self) -> Prompt:
+        """See ``Environment.start``."""
+        prompt = self._environment.start()
+        self._show("prompt", prompt.text)
+        return prompt
+
+    async def observe(self, generation: Generation) -> Observation | None:
+        """See ``Environment.observe``."""
+        observation = await self._environment.observe(generation)
+        if observation is not None:
+            self._show("observation", observation.text)
+        return observation
+
+
+@contextmanager
+def apart_from_logs(log: Path) -> Iterator[TextIO]:
+    """A stream to the screen, while everything else that this process and its libraries print goes to ``log``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    try:
+        with os.fdopen(os.dup(saved[0]), "w") as screen:
+            yield screen
+    finally:
+        for number, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, number)
+            os.close(original)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:], help_of="ask"))

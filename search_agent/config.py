@@ -1,0 +1,93 @@
+"""The configuration of a run, whole: what each key of ``configs/`` and of the command line means. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from search_agent.environment import Config as EnvironmentConfig
+from search_agent.retrieval.config import ClientConfig
+from verl.cluster.config import ClusterConfig
+from verl.config.build import Plugin
+from verl.errors import UserError
+from verl.learner.config import LearnerConfig
+from verl.rollout.config import RolloutConfig
+from verl.tracking.config import TrackingConfig
+from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
+
+# Keys that change where or how a run is carried out, not what it computes: they do not make it another run.
+NOT_RESULTS = ("run_dir", "fresh", "dry_run", "tracking")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run; an evaluation of its model reads the same keys."""
+
+    name: str
+    """The recipe's name; with the hash of all other keys it makes the default run folder."""
+    data: Plugin
+    """Where tasks, corpora and warm-up traces come from: ``preprocess.embedded.source`` or ``search_agent.files``."""
+    protocol: Plugin
+    """ROLLOUT: tags, prompt and observation format, a module of ``search_agent.protocols``."""
+    reward: Plugin
+    """SCORE: a module of ``search_agent.rewards``, or the user's own."""
+    model: str = "embedded"
+    """A Hugging Face folder or hub name; ``embedded`` is the tiny model made with the embedded data."""
+    retriever: str = "embedded"
+    """``embedded`` serves each split's corpus on this machine; otherwise the URLs of retrieval servers, with commas."""
+    seed: int = 0
+    """Every draw of the run derives from it: the embedded data, initial weights, task order, each sampled token."""
+    run_dir: str | None = None
+    """The run's folder; null makes it ``runs/<name>-<hash of the configuration>``, so a repeated command resumes."""
+    fresh: bool = False
+    """Delete what stands in the run folder and start anew, instead of resuming."""
+    deterministic: bool = False
+    """Admit requests to the engine in a fixed order, so that a resumed run repeats every token; costs rollout speed."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Bounds of an episode."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """How rollout workers talk to the retriever."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Rollout workers and their engines."""
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    """Supervised warm-up on recorded traces."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """The reinforcement loop, ASSIGN and LOSS."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """How a batch becomes optimizer steps."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured, and how the best checkpoint is chosen."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Processes, threads and GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where metrics go, besides the run folder."""
+
+    def __post_init__(self) -> None:
+        context = self.rollout.engine.max_context_tokens
+        if context > self.learner.max_tokens_per_microbatch:
+            raise UserError(
+                f"rollout.engine.max_context_tokens is {context}, above learner.max_tokens_per_microbatch "
+                f"({self.learner.max_tokens_per_microbatch}): an episode may not fit a micro-batch; raise the latter"
+            )
+        if self.deterministic and self.trainer.max_staleness:
+            raise UserError(
+                f"deterministic=true needs trainer.max_staleness=0, not {self.trainer.max_staleness}: "
+                "an asynchronous run depends on timing"
+            )
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        """Refuse what would give no signal, or needs what the loop does not have."""
+        trainer = self.trainer
+        if trainer.advantage.needs_critic or trainer.advantage.needs_greedy:
+            lacking = "a critic" if trainer.advantage.needs_critic else "a greedy episode of each task"
+            raise UserError(
+                f"trainer.advantage.name={trainer.advantage.name} needs {lacking}, which the training loop does not "
+                "have yet: write another one, such as grpo or rloo"
+            )
+        try:
+            trainer.advantage.check_group_size(trainer.samples_per_prompt)
+            trainer.loss.check_effect(self.learner.updates_per_batch, trainer.max_staleness)
+        except UserError as error:
+            raise UserError(f"trainer.{error}") from error

@@ -1,0 +1,114 @@
+"""``bash cmd/eval.sh``: score a model on its test split, greedy and sampled, with intervals."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from search_agent.command import load_config, run_command
+from search_agent.config import RunConfig
+from verl.config.build import build, to_dict
+from verl.config.compose import config_hash
+from verl.errors import UserError
+
+RUNS = Path("runs")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run."""
+    from rich.console import Console
+
+    from search_agent.preflight import model_faults
+    from search_agent.report import evaluation_table
+    from verl.cluster.reaper import start_guardian
+    from verl.trainer.run_folder import RunFolder
+
+    config = evaluated_config(arguments)
+    if faults := model_faults(config):
+        raise UserError("\n".join(faults))
+    folder = RunFolder(RUNS / f"eval-{config.name}-{config_hash(to_dict(config))}")
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    folder.trajectories.mkdir(exist_ok=True)
+    guardian = start_guardian(folder.path)
+    try:
+        result = asyncio.run(evaluate(config, folder, guardian.scratch))
+    finally:
+        guardian.close()
+    folder.write_json("evaluation.json", {"model": config.model, **result})
+    console = Console(highlight=False)
+    console.print(evaluation_table(f"{config.model}, {result['greedy']['n']} questions", {"": result}))
+    console.print(
+        f"record: {folder.path / 'evaluation.json'}; episodes: {folder.trajectories}", markup=False, soft_wrap=True
+    )
+    return 0
+
+
+def evaluated_config(arguments: Sequence[str]) -> RunConfig:
+    """The configuration to evaluate under: a run's own where the model is a run, else the recipe's, with overrides."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
+    others = [argument for argument in arguments if not argument.startswith("model=")]
+    model = named[-1] if named else str(newest_run())
+    run = Path(model)
+    if not (run / "config.yaml").exists():
+        return replace(load_config(others), model=model)
+    best = run / "best_dev"
+    if not best.exists():
+        raise UserError(f"model={model}: the run has no checkpoint that was chosen on dev yet")
+    return replace(build(RunConfig, override_run(run / "config.yaml", others)), model=str(best))
+
+
+def newest_run() -> Path:
+    """The run that finished last. Raises UserError if none has."""
+    finished = sorted(RUNS.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise UserError(f"there is no finished run in {RUNS}/: train one with bash cmd/train.sh, or write model=FOLDER")
+    return finished[-1].parent
+
+
+def override_run(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A run's ``config.yaml`` with overrides: values by dotted key, whole groups (``data=files``) from ``configs``."""
+    from omegaconf import OmegaConf
+
+    from verl.config.compose import CONFIG_DIR, parse
+
+    parse(overrides)
+    config = OmegaConf.load(path)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        preset = CONFIG_DIR / key / f"{value}.yaml"
+        if preset.exists():
+            OmegaConf.update(config, key, OmegaConf.load(preset), merge=False)
+        else:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}"]))
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, Any]:
+    """Play the test split greedily and sampled; ``{"greedy": ..., "sampled": ...}`` as in a run's summary."""
+    from search_agent.evaluation.describe import describe
+    from search_agent.launch import find_source, model_path, processes
+    from search_agent.preflight import check_retriever
+    from search_agent.servers import while_serving
+    from search_agent.source import Source
+    from verl.data.load import load_tasks
+    from verl.trainer.evaluator import Evaluator
+
+    source = await asyncio.to_thread(find_source, config)
+    tasks = load_tasks(source.test.tasks)[: config.evaluation.test_tasks]
+    await check_retriever(config, folder)
+    only_test = Source(source.test, source.test, source.test, source.model)
+    async with processes(
+        config, only_test, model_path(config, source), folder.logs, scratch, learn=False, probes=list
+    ) as live:
+        measuring = Evaluator(live.pool, describe).measure(tasks, "test", "eval", 0, keep_in=folder)
+        return await while_serving(live.retrievers, measuring)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:], help_of="eval"))

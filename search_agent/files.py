@@ -1,0 +1,35 @@
+"""Data plug-in: the user's own files (FlashRAG jsonl, or parquet), and one corpus for all splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_agent.source import Source, Split
+
+
+@dataclass(frozen=True)
+class Config:
+    """Paths; relative ones start at the directory that the command runs in."""
+
+    train: str
+    """Training tasks."""
+    dev: str
+    """Tasks that checkpoints are chosen by; never the test set."""
+    test: str
+    """Tasks that are reported."""
+    corpus: str | None = None
+    """Passages that ``retriever=embedded`` serves; null with a retriever URL."""
+    traces: str | None = None
+    """Recorded trajectories for a warm-up; null where ``warmup.steps`` is 0."""
+
+
+def build(config: Config, *, out: Path, seed: int) -> Source:
+    """Name the files; reading, and every complaint about them, is the loader's. ``out`` and ``seed`` are not needed."""
+    corpus = Path(config.corpus) if config.corpus else None
+    return Source(
+        train=Split(Path(config.train), corpus),
+        dev=Split(Path(config.dev), corpus),
+        test=Split(Path(config.test), corpus),
+        traces=Path(config.traces) if config.traces else None,
+    )

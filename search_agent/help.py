@@ -1,0 +1,92 @@
+"""``--help`` of the entry points: every preset and every key, from the presets' first lines and the fields' docstrings.
+
+Everything is read as text and nothing is imported, so that help answers before anything is installed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl.config.compose import CONFIG_DIR
+from verl.config.document import help_text
+
+USAGE = {
+    "train": """bash cmd/train.sh [key=value ...]
+
+Train a search agent; without arguments, the quick start. The same command resumes a run that was stopped, and prints
+the results of one that is finished. -m before the keys runs a grid.
+
+  bash cmd/train.sh dry_run=true                               what a run would start, need and refuse
+  bash cmd/train.sh seed=1 trainer.steps=120                   another world and weights, twice as long
+  bash cmd/train.sh reward=f1 trainer.advantage.name=rloo      another reward, another estimator
+  bash cmd/train.sh -m reward=em,f1 seed=1,2,3                 six runs, one table
+  bash cmd/train.sh recipe=autorefine_qwen2.5_3b dry_run=true  the plan of a published recipe""",
+    "eval": """bash cmd/eval.sh [model=RUN or HUGGING_FACE_FOLDER] [key=value ...]
+
+Score a model on the test questions, greedily and sampled; without arguments, the best checkpoint of the newest run.
+
+  bash cmd/eval.sh model=runs/RUN                              under the run's own configuration
+  bash cmd/eval.sh model=runs/RUN evaluation.test_tasks=100    the first 100 questions""",
+    "ask": """bash cmd/ask.sh [model=RUN or HUGGING_FACE_FOLDER] [key=value ...] "question"
+
+Ask a trained model one question, and see it think, search, read and answer; without model=, the newest run's best.
+
+  bash cmd/ask.sh model=runs/RUN "where was the author of crimson harbor born ?\"""",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One choice of a group: ``reward=f1``."""
+
+    group: str
+    name: str
+    about: str
+    """The first comment of its file, or the plug-in it selects."""
+    plugin: str | None
+
+
+def presets(folder: Path = CONFIG_DIR) -> Iterator[Preset]:
+    """Every choice of every group, in order."""
+    for path in sorted(folder.glob("*/*.yaml")):
+        text = path.read_text()
+        plugin = re.search(r"^plugin: *(\S+)", text, re.MULTILINE)
+        comment = re.search(r"^# (?!@)(.+)", text, re.MULTILINE)
+        module = plugin[1] if plugin else None
+        yield Preset(path.parent.name, path.stem, comment[1] if comment else module or "", module)
+
+
+def command_help(command: str) -> str:
+    """The whole text for ``train``, ``eval`` or ``ask``."""
+    choices = list(presets())
+    width = max(len(f"{choice.group}={choice.name}") for choice in choices)
+    parts = [USAGE[command], "", "Presets:"]
+    parts += [f"  {f'{choice.group}={choice.name}':<{width}}  {choice.about}" for choice in choices]
+    parts += [
+        "",
+        "Keys, with the code's defaults (a preset may set others; dry_run=true shows what a run would use):",
+        "",
+    ]
+    parts.append(help_text("search_agent.config", "RunConfig"))
+    by_plugin: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        if choice.plugin:
+            by_plugin.setdefault((choice.group, choice.plugin), []).append(f"{choice.group}={choice.name}")
+    for (group, plugin), names in by_plugin.items():
+        if listing := help_text(plugin, "Config", group):
+            parts += ["", f"Keys with {' or '.join(names)}:", "", listing]
+    return "\n".join(parts)
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m search_agent.help train``."""
+    print(command_help(arguments[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

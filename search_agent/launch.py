@@ -1,0 +1,171 @@
+"""From a configuration to live processes: data, retrieval servers, Ray, rollout workers, learner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_agent.agent import AgentSpec
+from search_agent.config import RunConfig
+from search_agent.servers import Retrievers, start_retrievers
+from search_agent.source import Source
+from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
+from verl.cluster.groups import LearnerGroup, RolloutPool
+from verl.cluster.ray_runtime import RayRuntime
+from verl.errors import UserError
+from verl.trainer.weights import WeightSync
+
+DATA_ROOT = Path("data")
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a run or an evaluation works with."""
+
+    retrievers: Retrievers
+    pool: RolloutPool
+    learners: LearnerGroup | None
+    sync: WeightSync | None
+
+
+def find_source(config: RunConfig) -> Source:
+    """The run's data, built first if it is the embedded world and is not there yet."""
+    source: Source = config.data.build(out=DATA_ROOT, seed=config.seed)
+    if config.retriever == "embedded":
+        lacking = [name for name, split in source.splits.items() if split.corpus is None]
+        if lacking:
+            raise UserError(
+                f"retriever=embedded has no corpus to serve for {', '.join(lacking)}: "
+                "write data.corpus=FILE, or retriever=http://HOST:PORT"
+            )
+        for corpus in sorted({split.corpus for split in source.splits.values() if split.corpus is not None}):
+            if not corpus.exists():
+                raise UserError(f"data.corpus={corpus}: no such file; give the passages that retriever=embedded serves")
+    return source
+
+
+def model_path(config: RunConfig, source: Source) -> str:
+    """The model's folder, downloaded once if ``model`` is a hub name. Raises UserError if it cannot be had."""
+    if config.model != "embedded":
+        return config.model if Path(config.model).exists() else download_model(config.model)
+    if source.model is None:
+        raise UserError("model=embedded goes with data=embedded; write model=FOLDER, or a hub name")
+    return str(source.model)
+
+
+def download_model(name: str) -> str:
+    """Fetch a model of the hub into its local cache, and return the folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+        return str(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model={name}: no such folder, and it could not be downloaded: {reason}") from error
+
+
+@asynccontextmanager
+async def processes(
+    config: RunConfig,
+    source: Source,
+    model: str,
+    logs: Path,
+    scratch: Path,
+    *,
+    learn: bool,
+    probes: Callable[[], list[list[int]]],
+) -> AsyncIterator[Live]:
+    """Everything that the controller talks to, ready; it ends with the block."""
+    cluster, engine = config.cluster, config.rollout.engine
+    ranks = cluster.learner_ranks if learn else 0
+    with ExitStack() as stack:
+        runtime = RayRuntime(cluster, ranks + config.rollout.workers, scratch / "ray")
+        servers = asyncio.create_task(
+            start_retrievers(config, {name: split.corpus for name, split in source.splits.items()}, logs, stack)
+        )
+        learner_logs = [logs / f"learner_{rank}.log" for rank in range(ranks)]
+        await asyncio.to_thread(runtime.__enter__)
+        stack.push(runtime)
+        retrievers = await servers
+        spec = AgentSpec(
+            config.protocol,
+            config.environment,
+            config.reward,
+            config.client,
+            retrievers.urls,
+            engine.max_context_tokens,
+        )
+        learner_actors = [
+            runtime.actor(LearnerActor, f"learner_{rank}", cluster.learner_threads, log=learner_logs[rank])
+            for rank in range(ranks)
+        ]
+        pool = start_rollout(config, runtime, model, spec, logs, stack)
+        if not learn:
+            await pool.ready()
+            yield Live(retrievers, pool, None, None)
+            return
+        learners = await start_learner(config, runtime, learner_actors, model, learner_logs)
+        sync = WeightSync(
+            learners,
+            pool,
+            dtype=engine.dtype,
+            folder=f"/dev/shm/{scratch.name}",
+            probes=probes(),
+            tolerance=1e-4 if engine.dtype == "float32" else 0.1,
+        )
+        yield Live(retrievers, pool, learners, sync)
+
+
+def start_rollout(
+    config: RunConfig, runtime: RayRuntime, model: str, spec: AgentSpec, logs: Path, stack: ExitStack
+) -> RolloutPool:
+    """Start the rollout workers without waiting for them: a warm-up needs none, so their engines start meanwhile."""
+    engine = config.rollout.engine
+    files = [logs / f"rollout_{worker}.log" for worker in range(config.rollout.workers)]
+    actors = [
+        runtime.actor(
+            make_rollout_actor_class(),
+            f"rollout_{worker}",
+            engine.threads,
+            model,
+            engine,
+            spec,
+            log=log,
+            ranks=engine.tensor_parallel_size,
+            run_seed=config.seed,
+            deterministic=config.deterministic,
+        )
+        for worker, log in enumerate(files)
+    ]
+    answers = [actor.open.remote() for actor in actors]
+    starting = asyncio.create_task(runtime.ready("rollout workers", answers, config.rollout.start_timeout_s, files))
+    stack.callback(starting.cancel)
+    return RolloutPool(actors, files, starting)
+
+
+async def start_learner(
+    config: RunConfig, runtime: RayRuntime, actors: Sequence[Any], model: str, logs: Sequence[Path]
+) -> LearnerGroup:
+    """Let the ranks meet where rank 0 is, and wait until all have loaded the model."""
+    device = "cuda" if config.cluster.gpus_per_process else "cpu"
+    timeout_s = config.cluster.start_timeout_s
+    [(address, port)] = await runtime.ready("learner", [actors[0].meeting_point.remote()], timeout_s, logs)
+    places = [LearnerPlace(rank, len(actors), address, port, device) for rank in range(len(actors))]
+    answers = [
+        actor.start.remote(place, model, config.learner, seed=config.seed, rejected=logs[0].parent.parent / "rejected")
+        for actor, place in zip(actors, places, strict=True)
+    ]
+    await runtime.ready("learner", answers, timeout_s, logs)
+    return LearnerGroup(actors, logs)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that means the same in every process."""
+    return Path(path).expanduser().resolve()

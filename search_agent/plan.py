@@ -1,0 +1,168 @@
+"""``dry_run=true``: what a run will start, how large its batches are, what it needs of each GPU and of the disk.
+
+Sizes are arithmetic on the model's shape and the configuration; nothing is started and no torch is imported. The memory
+figures are estimates (activations above all); what is certain not to fit is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from search_agent import sizes
+from search_agent.config import RunConfig
+from verl.cluster.processes import available_cores, thread_environment
+from verl.errors import UserError
+from verl.trainer.model_shape import ModelShape
+
+
+@dataclass
+class Plan:
+    """Titled lists of (what, how much), and what cannot work."""
+
+    sections: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """For a person."""
+        width = max(len(name) for rows in self.sections.values() for name, _ in rows)
+        lines: list[str] = []
+        for title, rows in self.sections.items():
+            lines += [title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]
+        return "\n".join(lines).rstrip()
+
+
+def make_plan(config: RunConfig, shape: ModelShape) -> Plan:
+    """The plan of a training run of a model of this shape; ``problems`` says what forbids it."""
+    plan = Plan()
+    plan.sections["processes"] = _processes(config, plan)
+    plan.sections["batch"] = _batch(config)
+    plan.sections["memory"] = _memory(config, shape, plan)
+    plan.sections["steps and disk"] = _disk(config, shape)
+    context = config.rollout.engine.max_context_tokens
+    if context > shape.max_positions:
+        plan.problems.append(
+            f"rollout.engine.max_context_tokens={context} exceeds the model's {shape.max_positions} positions: lower it"
+        )
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises UserError with every problem of the plan."""
+    if plan.problems:
+        raise UserError("\n".join(plan.problems))
+
+
+def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    cluster, rollout = config.cluster, config.rollout
+    engine = rollout.engine
+    rows = [("driver", "1 process (controller, group buffer), 1 guardian")]
+    if config.retriever == "embedded":
+        rows.append(("retrieval servers", "one process a corpus, on loopback"))
+    else:
+        rows.append(("retriever", config.retriever))
+    rows.append(("learner", f"{cluster.learner_ranks} FSDP2 ranks x {_threads(cluster.learner_threads)}"))
+    tensor_parallel = f", tensor parallel {engine.tensor_parallel_size}" if engine.tensor_parallel_size > 1 else ""
+    rows.append(("rollout", f"{rollout.workers} workers x {_threads(engine.threads)}{tensor_parallel}"))
+    rows.append(("thread environment", " ".join(f"{k}={v}" for k, v in thread_environment(engine.threads).items())))
+    if cluster.gpus_per_process:
+        needed = cluster.gpus_per_process * (cluster.learner_ranks + rollout.workers * engine.tensor_parallel_size)
+        sharing = "learner and rollout share them" if cluster.gpus_per_process < 1 else "learner and rollout apart"
+        rows.append(("GPUs", f"{needed:g} ({cluster.gpus_per_process:g} a process: {sharing})"))
+    else:
+        rows.append(("GPUs", f"none; {available_cores()} CPU cores on this machine"))
+    rows.append(("Ray", f"address {cluster.address}, {cluster.learner_ranks + rollout.workers} logical CPUs"))
+    return rows
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _batch(config: RunConfig) -> list[tuple[str, str]]:
+    trainer, environment = config.trainer, config.environment
+    context = config.rollout.engine.max_context_tokens
+    episodes = trainer.prompts_per_step * trainer.samples_per_prompt
+    longest = (
+        environment.max_prompt_tokens
+        + (environment.max_turns + 1) * environment.max_tokens_per_turn
+        + environment.max_turns * environment.max_observation_tokens
+    )
+    used = min(longest, context)
+    cap = config.learner.max_tokens_per_microbatch
+    return [
+        (
+            "a step",
+            f"{trainer.prompts_per_step} prompts x {trainer.samples_per_prompt} samples = {episodes} trajectories",
+        ),
+        ("a trajectory", f"at most {longest:,} tokens by its turns, {context:,} by the context"),
+        ("tokens a step", f"at most {episodes * used:,}"),
+        ("optimizer steps a batch", str(config.learner.updates_per_batch)),
+        ("micro-batches", f"of at most {cap:,} tokens on each of {config.cluster.learner_ranks} ranks"),
+        ("staleness", f"at most {trainer.max_staleness} versions" if trainer.max_staleness else "0: exactly on-policy"),
+    ]
+
+
+def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str, str]]:
+    """Per learner rank and per rank of a rollout worker's engine, in GiB."""
+    parts = sizes.learner_gib(config, shape)
+    learning, weights = sum(parts.values()), sizes.engine_weights_gib(config, shape)
+    cache, tokens = sizes.kv_cache_gib(config, shape), sizes.kv_cache_tokens(config, shape)
+    context = config.rollout.engine.max_context_tokens
+    if config.cluster.gpus_per_process:
+        plan.problems += _gpu_problems(config, learning, weights)
+    if cache > 0 and tokens < context:
+        key = "gpu_memory_share" if config.cluster.gpus_per_process else "kv_cache_gib"
+        plan.problems.append(
+            f"the KV cache of {cache:.2f} GiB holds {tokens:,} tokens and one episode may have {context:,}: raise "
+            f"rollout.engine.{key}"
+        )
+    return [
+        ("model", f"{shape.parameters / 1e9:.3f} B parameters"),
+        *((f"learner rank: {name}", _size(gib)) for name, gib in parts.items()),
+        ("learner rank: in all", _size(learning)),
+        ("engine rank: weights", _size(weights)),
+        ("engine rank: KV cache", f"{_size(cache)} = {tokens:,} tokens = {tokens / context:.0f} full contexts"),
+    ]
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
+
+
+def _gpu_problems(config: RunConfig, learning: float, weights: float) -> list[str]:
+    """What does not fit on a GPU; sizes in GiB."""
+    cluster, engine = config.cluster, config.rollout.engine
+    problems = []
+    claimed = engine.gpu_memory_share * cluster.gpu_memory_gib
+    if weights >= claimed:
+        problems.append(
+            f"rollout.engine.gpu_memory_share={engine.gpu_memory_share} of {cluster.gpu_memory_gib:g} GiB does not "
+            f"hold the weights ({weights:.1f} GiB): raise it, or rollout.engine.tensor_parallel_size"
+        )
+    beside = claimed if cluster.gpus_per_process < 1 else 0.0
+    if learning + beside > cluster.gpu_memory_gib:
+        problems.append(
+            f"a learner rank needs {learning:.1f} GiB and the engine beside it {beside:.1f} GiB of "
+            f"cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}: raise cluster.learner_ranks, lower "
+            "rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
+            "learner.gradient_checkpointing=true"
+        )
+    if engine.tensor_parallel_size > 1 and cluster.gpus_per_process < 1:
+        problems.append(
+            f"cluster.gpus_per_process={cluster.gpus_per_process:g} with rollout.engine.tensor_parallel_size="
+            f"{engine.tensor_parallel_size}: the ranks of one engine need whole GPUs; write cluster.gpus_per_process=1"
+        )
+    return problems
+
+
+def _disk(config: RunConfig, shape: ModelShape) -> list[tuple[str, str]]:
+    trainer = config.trainer
+    resumable, exported = sizes.checkpoint_gib(config, shape)
+    kept, total = trainer.keep_checkpoints, sizes.disk_gib(config, shape)
+    rows = [("warm-up", f"{config.warmup.steps} steps of {config.warmup.sequences_per_step} traces")]
+    rows += [
+        ("reinforcement", f"{trainer.steps} steps; dev every {config.evaluation.every_steps}"),
+        ("a checkpoint", f"{_size(resumable)} to resume from, {_size(exported)} for use"),
+        ("disk", f"about {_size(total)}: {kept} newest checkpoints and the weights of the two best"),
+    ]
+    return rows

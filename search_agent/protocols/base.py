@@ -1,0 +1,206 @@
+"""What a search protocol is, and the pure parser that protocols made of tags share.
+
+A protocol says how a question is put, what the policy may write, and how search results are shown. Invariants:
+
+- the action of a turn is read from that turn's generated text alone, and a finished trajectory from its generated
+  segments alone: prompts and passages are never parsed, so a passage that contains a tag is data;
+- the first closing action tag ends the turn; characters after it (the rest of the token that completed it) are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from verl.trajectory import Segment, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The policy asks for passages."""
+
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The policy answers; the episode is over."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """The turn holds no action that can be carried out."""
+
+    reason: str
+
+
+Action = Search | Answer | Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a trajectory says, read from its generated segments."""
+
+    answer: str | None
+    """The answer that ended the episode; None if it ended without one."""
+    searches: tuple[str, ...]
+    """Queries that were carried out (an observation follows them), in order."""
+    thoughts: tuple[str, ...]
+    refinements: tuple[str, ...]
+    """What the policy noted down from the passages; empty for a protocol without such a step."""
+    format_valid: bool
+    """Whether every generated segment has the protocol's blocks in the protocol's order and nothing else."""
+
+
+class Passage(Protocol):
+    """The part of a retrieved document that a protocol shows."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+class SearchProtocol(Protocol):
+    """A plug-in of ``search_agent.protocols``. Stateless: one instance serves all episodes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings of every turn."""
+        ...
+
+    @property
+    def system(self) -> str | None:
+        """A system message, which needs a chat framing; None if the prompt is all there is."""
+        ...
+
+    def prompt(self, question: str) -> str:
+        """The text that opens an episode: the whole prompt, or the user message under a chat framing."""
+        ...
+
+    def parse(self, text: str) -> Action:
+        """The action in one generated segment's text."""
+        ...
+
+    def observe_results(self, passages: Sequence[Passage]) -> list[str]:
+        """Opening, one piece a passage, closing: the environment may leave out whole passages, from the last."""
+        ...
+
+    def observe_invalid(self, reason: str) -> str:
+        """What the policy is told after an invalid action, before it tries again."""
+        ...
+
+    def read(self, trajectory: Trajectory) -> Reading:
+        """Read a finished trajectory. Never raises: a trajectory that says nothing has an empty reading."""
+        ...
+
+
+def closing_action(text: str, tags: Sequence[str]) -> tuple[str, int, int] | None:
+    """The closing tag that comes first, as (tag, where it begins, where it ends); None if no tag is closed."""
+    found = [(text.find(f"</{tag}>"), tag) for tag in tags]
+    begin, tag = min(((begin, tag) for begin, tag in found if begin >= 0), default=(-1, ""))
+    return (tag, begin, begin + len(f"</{tag}>")) if begin >= 0 else None
+
+
+def parse_action(text: str, search: str = "search", answer: str = "answer") -> Action:
+    """Read one turn: the innermost block of the action tag that closes first."""
+    closing = closing_action(text, (search, answer))
+    if closing is None:
+        return Invalid(f"neither <{search}> nor <{answer}> is closed")
+    tag, end, _ = closing
+    begin = text.rfind(f"<{tag}>", 0, end)
+    if begin < 0:
+        return Invalid(f"</{tag}> without <{tag}>")
+    content = text[begin + len(f"<{tag}>") : end].strip()
+    if tag == answer:
+        return Answer(content)
+    return Search(content) if content else Invalid("the query is empty")
+
+
+def contents(text: str, tag: str) -> list[str]:
+    """The stripped contents of every closed block of ``tag``, in order."""
+    return [match.strip() for match in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
+
+
+def block_names(text: str, tags: Sequence[str]) -> list[str] | None:
+    """The blocks that ``text`` is made of; None unless it is closed, unnested blocks with only white space between."""
+    names = "|".join(tags)
+    block = re.compile(rf"\s*<({names})>((?:(?!</?(?:{names})>).)*)</\1>", re.DOTALL)
+    found, position = [], 0
+    while match := block.match(text, position):
+        found.append(match.group(1))
+        position = match.end()
+    return found if not text[position:].strip() else None
+
+
+# What may follow the closing tag where the policy ends its turn itself: one end-of-turn marker such as <|im_end|>.
+_END_OF_TURN = re.compile(r"\s*(<[^<>\s]+>)?\s*")
+
+
+class TagProtocol:
+    """The reading that all protocols of tags share; a protocol adds its texts and its order of blocks."""
+
+    blocks: tuple[str, ...] = ("think", "search", "answer")
+    """Tags of the blocks that the policy writes."""
+    results: str = "documents"
+    """Tag that search results are shown in; the policy must not write it."""
+
+    def parse(self, text: str) -> Action:
+        """The action in one generated segment's text."""
+        return parse_action(text)
+
+    def final_answer(self, text: str) -> str | None:
+        """The answer to score, from the contents of the answer block; None if they hold none."""
+        return text
+
+    def in_order(self, names: Sequence[str], after_results: bool) -> bool:
+        """Whether one turn's blocks, the last of which is its action, are the protocol's."""
+        return list(names[:-1]) == ["think"] and names[-1] in ("search", "answer")
+
+    def read(self, trajectory: Trajectory) -> Reading:
+        """Read a trajectory by its generated segments."""
+        turns = trajectory.generated
+        actions = [self.parse(turn.text) for turn in turns]
+        observed = {segment.turn for segment in trajectory.segments if segment.kind == "observation"}
+        heads = [self.head(turn) for turn in turns]
+        return Reading(
+            answer=self.final_answer(actions[-1].text) if actions and isinstance(actions[-1], Answer) else None,
+            searches=tuple(
+                action.query for i, action in enumerate(actions) if isinstance(action, Search) and i in observed
+            ),
+            thoughts=tuple(thought for head in heads for thought in contents(head, "think")),
+            refinements=tuple(note for head in heads for note in contents(head, "refine")),
+            format_valid=self.format_valid(turns, actions),
+        )
+
+    def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
+        """Searches, then an answer, every turn in the protocol's order."""
+        if not actions or not isinstance(actions[-1], Answer):
+            return False
+        if not all(isinstance(action, Search) for action in actions[:-1]):
+            return False
+        return all(self._turn_valid(turn, after_results=i > 0) for i, turn in enumerate(turns))
+
+    def head(self, turn: Segment) -> str:
+        """The turn's text up to the end of its action; all of it if there is none."""
+        closing = closing_action(turn.text, ("search", "answer"))
+        return turn.text[: closing[2]] if closing else turn.text
+
+    def _turn_valid(self, turn: Segment, *, after_results: bool) -> bool:
+        head = self.head(turn)
+        tail = turn.text[len(head) :]
+        if turn.finish_reason == "stop":  # what follows shares the last token with the stop string, and is ignored
+            if closing_action(tail, ("search", "answer")) is not None:  # unless the stop string is not the first action
+                return False
+        elif not _END_OF_TURN.fullmatch(tail):
+            return False
+        names = block_names(head, (*self.blocks, self.results))
+        return self.in_order(names, after_results) if names else False

@@ -1,0 +1,171 @@
+"""How texts become the ids of an episode: raw text, or the turns of a chat template.
+
+    plain        the prompt as it is; the policy writes on
+    chat         the prompt as one user message; the policy writes on in the one assistant turn, searches included
+    chat_turns   the prompt as a user message; each observation is a user message too, framed with the template's own
+                 edge ids (end of turn, header of the next turn)
+
+Invariants: nothing that was sampled is tokenised again; foreign text (questions, passages) never becomes a special
+token; what is built piece by piece has the ids of the template's full rendering, checked once when a framing is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal, Protocol
+
+from verl.errors import UserError
+
+FramingKind = Literal["plain", "chat", "chat_turns"]
+
+_MARKS = ("sleuthquestion", "sleuthreply", "sleuthresult")
+_REPLY = "<think> first thought </think> <search> a query </search>"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face fast tokenizer that is used."""
+
+    name_or_path: str
+    chat_template: Any
+
+    def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Mapping[str, Any]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text and the ids it was given."""
+
+    token_ids: list[int]
+    text: str
+
+
+def encode_data(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of foreign text: a special token spelled in it stays ordinary characters."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if text else []
+
+
+def encode_markup(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a template's own text: special tokens spelled in it are special tokens."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]) if text else []
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Frames of one tokenizer, made by ``make_framing``. Immutable: shared by all episodes."""
+
+    kind: FramingKind
+    tokenizer: Tokenizer
+    around_prompt: tuple[str, str] = ("", "")
+    around_observation: tuple[str, str] = ("", "")
+    """End of the policy's turn and header of the next; end of that and header of the policy's next turn."""
+    strip: bool = False
+    """Whether the template strips the text of a message, so that we must too."""
+
+    @cached_property
+    def data_ids(self) -> Callable[[str], list[int]]:
+        """``encode_data``, remembering the newest texts: the samples of a task read the same tags and passages."""
+        return lru_cache(maxsize=4096)(partial(encode_data, self.tokenizer))
+
+    @property
+    def turns_end_themselves(self) -> bool:
+        """Whether the policy ends each turn with an end-of-turn token and may act again after it."""
+        return self.kind == "chat_turns"
+
+    def prompt(self, text: str) -> Piece:
+        """The first segment."""
+        if self.kind == "plain":  # with what the tokenizer itself puts in front (a BOS token, for models that have one)
+            return Piece(
+                list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"]), text
+            )
+        before, after = self.around_prompt
+        text = text.strip() if self.strip else text
+        ids = [
+            *encode_markup(self.tokenizer, before),
+            *encode_data(self.tokenizer, text),
+            *encode_markup(self.tokenizer, after),
+        ]
+        return Piece(ids, before + text + after)
+
+    def edges(self, last_token_id: int | None) -> tuple[Piece, Piece]:
+        """What stands before and after an observation that follows ``last_token_id``.
+
+        An end-of-turn token that the policy sampled is not repeated: it is the policy's, and trained.
+        """
+        before, after = self.around_observation
+        ids = encode_markup(self.tokenizer, before)
+        if ids and ids[0] == last_token_id:
+            before, ids = before.removeprefix(self.tokenizer.decode(ids[:1])), ids[1:]
+        return Piece(ids, before), Piece(encode_markup(self.tokenizer, after), after)
+
+
+def make_framing(kind: FramingKind, tokenizer: Tokenizer, *, system: str | None, probe: str) -> Framing:
+    """Read the template's edges and check them on ``probe``, a prompt such as the episodes will have.
+
+    Raises UserError, naming the model, if there is no chat template, if it refuses the messages, or if ids built piece
+    by piece differ from those of its full rendering.
+    """
+    if kind == "plain":
+        if system is not None:
+            raise UserError("this protocol has a system message: set framing to chat, or choose its base template")
+        return Framing(kind, tokenizer)
+    if not tokenizer.chat_template:
+        raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template: set framing to plain")
+    parts = _split(_render(tokenizer, system, _MARKS[: _messages(kind)]), _MARKS[: _messages(kind)], tokenizer)
+    around_observation = (parts[2], parts[3]) if kind == "chat_turns" else ("", "")
+    strip = probe not in _render(tokenizer, system, (probe,))
+    framing = Framing(kind, tokenizer, (parts[0], parts[1]), around_observation, strip)
+    _check(framing, system, probe)
+    return framing
+
+
+def _messages(kind: FramingKind) -> int:
+    return 3 if kind == "chat_turns" else 1
+
+
+def _render(tokenizer: Tokenizer, system: str | None, texts: tuple[str, ...]) -> str:
+    """The template's text of question, reply, result, ... up to where the policy writes."""
+    conversation = [{"role": "system", "content": system}] if system is not None else []
+    conversation += [
+        {"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(texts)
+    ]
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a foreign program: whatever it raises, it refused
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refused the conversation: {error}") from error
+
+
+def _split(text: str, marks: tuple[str, ...], tokenizer: Tokenizer) -> list[str]:
+    """The template's text between the messages."""
+    parts = []
+    for mark in marks:
+        part, found, text = text.partition(mark)
+        if not found:
+            raise UserError(f"{tokenizer.name_or_path}: its chat template drops or changes messages: use framing plain")
+        parts.append(part)
+    return [*parts, text]
+
+
+def _check(framing: Framing, system: str | None, probe: str) -> None:
+    """Compare ids built piece by piece with the ids of the full rendering: of the prompt, then of two turns."""
+    tokenizer, passage = framing.tokenizer, "one passage"
+    built = framing.prompt(probe).token_ids
+    same = built == encode_markup(tokenizer, _render(tokenizer, system, (probe,)))
+    if framing.kind == "chat_turns":
+        before, after = framing.edges(None)
+        built = [*built, *encode_data(tokenizer, _REPLY), *before.token_ids]
+        built += [*encode_data(tokenizer, passage), *after.token_ids]
+        same = same and built == encode_markup(tokenizer, _render(tokenizer, system, (probe, _REPLY, passage)))
+    if not same:
+        remedy = "chat or plain" if framing.kind == "chat_turns" else "plain"
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template cannot be built turn by turn (it rewrites earlier turns, or "
+            f"its tokenizer joins them): set framing to {remedy}"
+        )

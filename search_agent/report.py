@@ -1,0 +1,121 @@
+"""What a finished run shows a person: the table before and after, the curves, three episodes, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search_agent.config import RunConfig
+from search_agent.transcript import transcript
+from verl.tracking.jsonl import read_metrics
+from verl.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from verl.trainer.run_folder import RunFolder
+
+_ROWS = (
+    ("em", "exact match"),
+    ("em_one_hop", "  one hop"),
+    ("em_two_hop", "  two hops"),
+    ("format_valid", "format valid"),
+    ("searches", "searches per question"),
+)
+
+
+def print_report(folder: RunFolder, config: RunConfig) -> None:
+    """Print the report of a finished run, and draw its curves unless they are drawn."""
+    summary = folder.read_json("summary.json")
+    assert summary is not None
+    console = Console(highlight=False)
+    console.print(results_table(summary))
+    for line in closing_lines(summary, folder):
+        console.print(line, markup=False, soft_wrap=True)
+    picture = folder.path / "curves.png"
+    if not picture.exists():
+        from search_agent.curves import draw_curves
+
+        draw_curves(read_metrics(folder.metrics), picture, warmup_steps=config.warmup.steps)
+    for title, trajectory in pick_samples(folder):
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(transcript(trajectory))
+    console.print(f"\ncurves: {picture}", markup=False, soft_wrap=True)
+    for line in next_commands(folder, config):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def results_table(summary: dict[str, Any]) -> Table:
+    """Before and after on the clean test."""
+    results = {"before": summary["before"], "after": summary["after"]}
+    n = summary["after"]["greedy"]["n"]
+    return evaluation_table(f"clean test, {n} questions, 95 % intervals in brackets", results)
+
+
+def evaluation_table(title: str, results: dict[str, dict[str, Any]]) -> Table:
+    """Greedy and sampled columns of each named result, with 95 % intervals where they are known."""
+    table = Table(title=title)
+    table.add_column("")
+    columns = []
+    for name, result in results.items():
+        for how in ("greedy", "sampled"):
+            table.add_column(f"{name}\n{how}".strip(), justify="right")
+            columns.append(result[how])
+    for key, label in _ROWS:
+        if any(key in column for column in columns):
+            table.add_row(label, *(_cell(column, key) for column in columns))
+    return table
+
+
+def _cell(column: dict[str, Any], key: str) -> str:
+    if key not in column:
+        return "-"
+    interval = column.get(f"{key}_interval")
+    bounds = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    return f"{column[key]:.3f}{bounds}"
+
+
+def closing_lines(summary: dict[str, Any], folder: RunFolder) -> Iterator[str]:
+    """One-line facts: time, steps, outages, agreement of the two engines, disk."""
+    total = sum(summary["seconds"].values())
+    stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items())
+    yield f"{summary['steps']} steps in {total:.0f} s ({stages})"
+    difference = summary["logprob_diff_max"]
+    yield f"aborted episodes: {summary['aborted']}; largest trainer-rollout log-prob difference: {difference:.1e}"
+    yield f"run folder: {folder.path} ({folder.disk_bytes() / 2**20:.0f} MiB on disk)"
+
+
+def pick_samples(folder: RunFolder) -> list[tuple[str, Trajectory]]:
+    """Up to three episodes: one question before and after training, and one failure after, where there are such."""
+    before = {t.task_id: t for t in folder.read_trajectories("test-before-greedy", 0)}
+    after = {t.task_id: t for t in folder.read_trajectories("test-after-greedy", 0)}
+    picked: list[tuple[str, Trajectory]] = []
+    learned = next((t for t in after.values() if _em(t) == 1 and _em(before[t.task_id]) == 0), None)
+    if learned is not None:
+        picked.append(("before training, wrong:", before[learned.task_id]))
+        picked.append(("the same question after training, right:", learned))
+    failed = next((t for t in after.values() if _em(t) == 0), None)
+    if failed is not None:
+        picked.append(("after training, still wrong:", failed))
+    if len(picked) < 3:
+        shown = {trajectory.task_id for _, trajectory in picked}
+        others = [t for t in after.values() if t.task_id not in shown]
+        picked += [("after training:", trajectory) for trajectory in others[: 3 - len(picked)]]
+    return picked
+
+
+def _em(trajectory: Trajectory) -> float:
+    return trajectory.reward_parts.get("em", 0.0)
+
+
+def next_commands(folder: RunFolder, config: RunConfig) -> Sequence[str]:
+    """What to type next."""
+    return (
+        "\ntry next:",
+        f"  bash cmd/eval.sh model={folder.path}",
+        f'  bash cmd/ask.sh model={folder.path} "your question"',
+        f"  bash cmd/train.sh seed={config.seed + 1}        # another world, other weights, other draws",
+        "  bash cmd/train.sh recipe=autorefine_qwen2.5_3b  # on a machine with 8 GPUs",
+    )

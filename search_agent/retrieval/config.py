@@ -1,0 +1,143 @@
+"""Settings of the retrieval client and server. Imports nothing heavy, so that a mistake in a key answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from verl.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """How a process talks to retrieval servers."""
+
+    urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """Addresses of servers with the same corpus (``http://host:port``); requests take turns, past those that fail."""
+    dialect: Literal["retrieve", "batch_search", "api_search"] = "retrieve"
+    """What the servers speak: ours and Search-R1's ``/retrieve``, ReSearch's ``/batch_search``, or the
+    ``/api/search`` of ColBERT, which takes one query a request."""
+    timeout_s: float = 30.0
+    """Seconds one attempt may take; well above the slowest batch of a dense back end on a CPU."""
+    retries: int = 6
+    """Further attempts after a failed one, 0.2 s to 5 s apart (doubling, jittered): a server may restart meanwhile."""
+    max_queries_per_request: int = 64
+    """Queries that one POST may carry; 64 took most of the gain in our measurements and keeps a request short."""
+    max_requests_in_flight: int = 4
+    """POSTs at a time for each address; what is asked while all are under way travels together in the next one."""
+    max_query_chars: int = 2048
+    """A longer query is cut here: a policy may write one of any length, and an encoder reads a few hundred tokens."""
+    cache: Literal["off", "cache", "record", "replay"] = "off"
+    """``cache`` asks a server only what is not stored yet; ``record`` asks always and stores; ``replay`` needs no
+    server, and a query that is not stored ends the run. Off, because a BM25 server answers in milliseconds."""
+    cache_file: Path | None = None
+    """SQLite file of stored answers, needed unless ``cache`` is off; processes of one machine may share it."""
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise UserError("urls: empty; give at least one address such as http://127.0.0.1:8000")
+        for url in self.urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc:
+                raise UserError(f"urls: {url!r} is no address; write http://HOST:PORT")
+        if self.timeout_s <= 0:
+            raise UserError(f"timeout_s: {self.timeout_s} is not above 0; give seconds per attempt, e.g. 30")
+        if self.retries < 0:
+            raise UserError(f"retries: {self.retries} is negative; 0 means one attempt only")
+        if self.cache in ("cache", "record") and self.dialect != "retrieve":
+            raise UserError(f"cache: servers of dialect={self.dialect} have no fingerprint; write cache=off")
+        if self.cache != "off" and self.cache_file is None:
+            raise UserError(f"cache_file: cache={self.cache} needs a file; write cache_file=PATH, or cache=off")
+        for key in ("max_queries_per_request", "max_requests_in_flight", "max_query_chars"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """An encoder, how its vectors are made, and how they are searched."""
+
+    model: str
+    """Folder or hub name of a Hugging Face encoder."""
+    family: Literal["e5", "bge", "contriever", "minilm"]
+    """Whose conventions of pooling, normalisation and prefixes hold: an encoder used in another way is a worse one."""
+    index: str = "Flat"
+    """FAISS factory string, e.g. ``IVF4096,SQ8``, ``HNSW32``, ``IVF2048,RaBitQfs,Refine(SQ8)``; ``Flat`` is exact."""
+    probes: int = 32
+    """Inverted lists to visit (IVF), or size of the search queue (HNSW); more is slower and finds more."""
+    vectors: Path | None = None
+    """A FAISS index file made elsewhere over the same rows and encoder, such as Search-R1's ``e5_Flat.index``."""
+    max_tokens: int = 256
+    """Tokens of a passage or query that the encoder reads; 256 is what the published indexes were made with."""
+
+    def __post_init__(self) -> None:
+        for key in ("probes", "max_tokens"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+
+
+@dataclass(frozen=True)
+class RerankConfig:
+    """A cross-encoder that reads query and passage together."""
+
+    model: str
+    """Folder or hub name of a Hugging Face sequence classifier with one output, e.g. a MiniLM trained on MS MARCO."""
+    depth: int = 50
+    """Hits that it judges for each query, and so the most that a search returns; cost grows with it."""
+    max_tokens: int = 512
+    """Tokens of query and passage together; a longer passage is cut. Encoders of the BERT family read 512."""
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "max_tokens"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What one server process serves, and where."""
+
+    corpus: Path
+    """Passages, one a line: ``{"id", "contents"}`` or ``{"id", "title", "text"}``."""
+    index: Path | None = None
+    """Folder of a built index; without one, a small corpus is indexed in memory at start."""
+    backend: Literal["bm25", "dense", "hybrid"] = "bm25"
+    """What ranks: words, vectors, or both by reciprocal rank fusion. BM25 needs no model and no GPU."""
+    dense: DenseConfig | None = None
+    """The encoder of a dense or hybrid back end (``dense.model=...``, ``dense.family=...``)."""
+    rerank: RerankConfig | None = None
+    """A cross-encoder over the first hits (``rerank.model=...``); none by default: it costs a model run a passage."""
+    host: str = "127.0.0.1"
+    """Address to listen at; loopback, because everybody who can reach it may ask."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one. 8000 is what published clients of ``/retrieve`` expect."""
+    topk: int = 3
+    """Documents for a request that does not say how many; 3 is what Search-R1 and AutoRefine train with."""
+    engine_threads: int = 0
+    """Threads that search; 0 takes one for each core with BM25, and one in all with a model, which has its own."""
+    announce: Path | None = None
+    """File that receives ``{"url", "pid"}`` once the server is ready, for a process that started it."""
+    shard: int = 0
+    """Which of ``shards`` consecutive ranges of the corpus this server searches, from 0."""
+    shards: int = 1
+    """How many servers share the corpus; scores use the statistics of the whole, so merging is exact."""
+    stop_with_stdin: bool = False
+    """Stop when standard input closes: so a server dies with the process that holds the other end."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port: {self.port} is no port; give 1 to 65535, or 0 for a free one")
+        if (self.dense is None) != (self.backend == "bm25"):
+            raise UserError(
+                f"dense: backend={self.backend} {'has no' if self.dense else 'needs an'} encoder; see dense.model"
+            )
+        if (self.dense is not None or self.rerank is not None) and self.shards > 1:
+            raise UserError("shards: only backend=bm25 without rerank can be cut; start several replicas instead")
+        if not 0 <= self.shard < self.shards:
+            raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
+        if self.topk < 1:
+            raise UserError(f"topk: {self.topk} is below 1; give 1 or more")
+        if self.engine_threads < 0:
+            raise UserError(f"engine_threads: {self.engine_threads} is negative; 0 chooses by back end")

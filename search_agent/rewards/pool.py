@@ -1,0 +1,178 @@
+"""A user's own reward function, run in processes of its own with a deadline.
+
+    reward:
+      plugin: search_agent.rewards.pool
+      reward: {plugin: my_package.my_reward}
+
+A reward that raises, hangs, dies or returns NaN is a UserError that names the plug-in, the task and the place; it never
+takes the run's own process with it, and it never becomes a silent zero.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import LifoQueue
+from typing import Any
+
+from search_agent.protocols.base import SearchProtocol
+from verl.config.build import Plugin
+from verl.data.tasks import Task
+from verl.errors import UserError
+from verl.rollout.interfaces import RewardFunction, Score
+from verl.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the pool."""
+
+    reward: Plugin
+    """The reward plug-in that is run in the pool."""
+    workers: int = 1
+    """Processes for each rollout worker, and for re-scoring (processes). 1: an episode is scored in milliseconds."""
+    deadline_s: float = 10.0
+    """How long one trajectory may take to be scored (seconds). 10: room for a slow check, and a hang is found."""
+    start_deadline_s: float = 60.0
+    """How long a process may take to import the plug-in and build it (seconds)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers is {self.workers}: a pool needs at least 1")
+        for key in ("deadline_s", "start_deadline_s"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"{key} is {getattr(self, key)}: write a number of seconds above 0")
+
+
+class RewardPool:
+    """Implements ``verl.rollout.interfaces.RewardFunction``; ``score_all`` uses all of its processes."""
+
+    def __init__(self, config: Config, protocol: SearchProtocol) -> None:
+        self._workers = [_Worker(config, protocol) for _ in range(config.workers)]
+        self._idle: LifoQueue[_Worker] = LifoQueue()  # the last one used again first: its process is up
+        for worker in reversed(self._workers):
+            self._idle.put(worker)
+
+    def __call__(self, task: Task, trajectory: Trajectory) -> Score:
+        """Score one trajectory. Raises UserError if the plug-in fails in whatever way."""
+        worker = self._idle.get()
+        try:
+            return worker.score(task, trajectory)
+        finally:
+            self._idle.put(worker)
+
+    def score_all(self, pairs: Iterable[tuple[Task, Trajectory]]) -> list[Score]:
+        """Score many, in order, as many at a time as there are processes."""
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            return list(threads.map(lambda pair: self(*pair), pairs))
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.stop()
+
+
+def build(config: Config, protocol: SearchProtocol) -> RewardPool:
+    """Make the pool; its processes start with the first trajectory."""
+    return RewardPool(config, protocol)
+
+
+class _Worker:
+    """One process, started when it is needed and again after it had to be killed."""
+
+    def __init__(self, config: Config, protocol: SearchProtocol) -> None:
+        self._config, self._protocol = config, protocol
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def score(self, task: Task, trajectory: Trajectory) -> Score:
+        what = f"reward {self._config.reward.module}: task {task.id}, sample {trajectory.sample}"
+        connection = self._connection or self._start()
+        message = (task, trajectory.to_record())
+        return _checked(self._exchange(connection, message, self._config.deadline_s, what), what)
+
+    def stop(self) -> None:
+        if self._process is not None and self._connection is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join()
+        self._process = self._connection = None
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._config.reward, self._protocol), name="reward", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        what = f"reward {self._config.reward.module}: start"
+        self._exchange(self._connection, None, self._config.start_deadline_s, what)
+        return self._connection
+
+    def _exchange(self, connection: Connection, message: object, deadline_s: float, what: str) -> Any:
+        """The answer to ``message``. Raises UserError unless it comes in time and is not a failure."""
+        try:
+            connection.send(message)
+            if not connection.poll(deadline_s):
+                self.stop()
+                raise UserError(f"{what}: no result after {deadline_s:g} s: it hangs, or needs a longer deadline_s")
+            succeeded, value = connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise UserError(f"{what}: its process died (exit code {self._exit_code()})") from None
+        if not succeeded:
+            raise UserError(f"{what}: {value}")
+        return value
+
+    def _exit_code(self) -> int | None:
+        """How the process ended; forgets it, so that the next trajectory starts another."""
+        process = self._process
+        if process is not None:
+            process.join(timeout=1)
+        code = process.exitcode if process is not None else None
+        self.stop()
+        return code
+
+
+def _serve(connection: Connection, reward: Plugin, protocol: SearchProtocol) -> None:
+    """The process: answer every message, the first by building the reward function, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    function: RewardFunction | None = None
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        try:
+            if message is None:
+                function, value = reward.build(protocol), None
+            elif function is None:
+                raise RuntimeError("it could not be built")
+            else:
+                value = function(message[0], Trajectory.from_record(message[1]))
+            answer: tuple[bool, object] = (True, value)
+        except Exception as error:
+            answer = (False, _describe(error))
+        connection.send(answer)
+
+
+def _describe(error: Exception) -> str:
+    """Type and message, and where in the plug-in it happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _checked(score: object, what: str) -> Score:
+    if not isinstance(score, Score):
+        raise UserError(f"{what}: it returned {type(score).__name__}: return verl.rollout.interfaces.Score")
+    for name, value in {"reward": score.reward, **score.parts}.items():
+        if not math.isfinite(value):
+            raise UserError(f"{what}: {name} is {value}: return a finite number")
+    return score

@@ -1,0 +1,59 @@
+"""Matching short answers: the measures that question answering has used since SQuAD (arXiv 1606.05250).
+
+Pure functions of strings. ``golds`` is the list of accepted answers; each function takes the best match over it.
+Punctuation is ASCII punctuation, as the published scores have it: curly quotes, dashes and accents count.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation and articles, white space collapsed."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str]) -> float:
+    """1 if an accepted answer is equal after normalisation, else 0."""
+    normal = normalise(prediction)
+    return float(any(normal == normalise(gold) for gold in golds))
+
+
+def f1(prediction: str, golds: Sequence[str]) -> float:
+    """Token F1 in [0, 1]; an answer of yes, no or noanswer earns nothing unless it is equal."""
+    return max((_f1(normalise(prediction), normalise(gold)) for gold in golds), default=0.0)
+
+
+def cover_match(prediction: str, golds: Sequence[str]) -> float:
+    """1 if an accepted answer is a substring after normalisation, else 0; the published ``cem``, ``acc``, ``sub_em``.
+
+    Characters, not words: ``11`` covers ``1``, and a gold answer that normalises to nothing is always covered.
+    """
+    normal = normalise(prediction)
+    return float(any(normalise(gold) in normal for gold in golds))
+
+
+def word_match(prediction: str, golds: Sequence[str]) -> float:
+    """1 if an accepted answer stands in the prediction as whole words, else 0.
+
+    Golds of yes, no, noanswer and nothing never match: any longer text holds them, whatever it says.
+    """
+    normal = f" {normalise(prediction)} "
+    wanted = [normalise(gold) for gold in golds]
+    return float(any(f" {gold} " in normal for gold in wanted if gold and gold not in _CLOSED))
+
+
+def _f1(prediction: str, gold: str) -> float:
+    if prediction != gold and (prediction in _CLOSED or gold in _CLOSED):
+        return 0.0
+    ours, theirs = prediction.split(), gold.split()
+    common = (Counter(ours) & Counter(theirs)).total()
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0

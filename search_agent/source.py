@@ -1,0 +1,35 @@
+"""What a data plug-in gives a run: files of tasks, a corpus for each, and what the warm-up needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tasks, and the corpus that the embedded retriever serves while they are played."""
+
+    tasks: Path
+    corpus: Path | None = None
+    """None where the retriever is a URL."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that a run reads."""
+
+    train: Split
+    dev: Split
+    """What choices are tuned on, the choice of the best checkpoint included."""
+    test: Split
+    """What is reported."""
+    model: Path | None = None
+    """The model made with the data, for ``model=embedded``."""
+    traces: Path | None = None
+    """Recorded trajectories for the warm-up, one JSON object a line."""
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """By the name that episodes carry."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}

@@ -1,0 +1,160 @@
+"""``bash cmd/train.sh``: one run from its configuration to its report; the same command resumes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_agent.command import load_config, results_config, run_command, run_path
+from search_agent.config import RunConfig
+from verl.config.build import to_dict
+from verl.config.compose import to_yaml
+
+if TYPE_CHECKING:
+    from search_agent.source import Source
+    from verl.trainer.controller import RunData
+    from verl.trainer.run_folder import RunFolder
+
+# What the learner and an engine must agree on after each sync, on prompts that every model can read.
+_PROBES = ("Question: who", "<think> the", "Question: where was", "<search> a")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, or resume, or print the table of a run that is finished; with ``-m``, a grid of runs."""
+    if "-m" in arguments:
+        from search_agent.grid import run_grid
+
+        return run_grid([argument for argument in arguments if argument != "-m"])
+    config = load_config(arguments)
+    if config.dry_run:
+        return print_plan(config)
+    from search_agent.preflight import check_start
+    from search_agent.report import print_report
+
+    path = run_path(config)
+    if config.fresh or not (path / "summary.json").exists():
+        check_start(config, path)
+    folder = open_folder(config, path)
+    if folder.read_json("summary.json") is None:
+        from search_agent.launch import absolute
+        from verl.cluster.reaper import start_guardian
+
+        guardian = start_guardian(folder.path)
+        try:
+            summary = asyncio.run(train(config, folder, absolute(guardian.scratch)))
+            folder.write_json("summary.json", summary)
+        finally:
+            guardian.close()
+    print_report(folder, config)
+    return 0
+
+
+def print_plan(config: RunConfig) -> int:
+    """What ``dry_run=true`` prints. Raises UserError with everything that cannot work."""
+    from search_agent.plan import check_plan, make_plan
+    from verl.trainer.model_shape import EMBEDDED, read_shape
+
+    shape = EMBEDDED if config.model == "embedded" else read_shape(config.model)
+    plan = make_plan(config, shape)
+    print(plan.text())
+    check_plan(plan)
+    return 0
+
+
+def open_folder(config: RunConfig, path: Path) -> RunFolder:
+    """The run's folder, after making sure that no live process owns it."""
+    from verl.cluster.reaper import reap_orphans
+    from verl.trainer.run_folder import RunFolder
+
+    if path.exists():
+        reap_orphans(path)
+    return RunFolder.open(path, to_yaml(results_config(config)), fresh=config.fresh)
+
+
+async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str, Any]:
+    """Start everything, run the controller, and return the summary."""
+    from search_agent.evaluation.describe import describe
+    from search_agent.launch import find_source, model_path, processes
+    from search_agent.preflight import check_retriever
+    from search_agent.servers import while_serving
+    from verl.tracking import make_tracker
+    from verl.trainer.controller import Controller, Settings
+
+    source = await asyncio.to_thread(find_source, config)
+    model = model_path(config, source)
+    data = await asyncio.to_thread(read_data, config, source)
+    await check_retriever(config, folder)
+    settings = Settings(
+        seed=config.seed,
+        warmup=config.warmup,
+        trainer=config.trainer,
+        evaluation=config.evaluation,
+        sampling=config.rollout.sampling,
+        updates_per_batch=config.learner.updates_per_batch,
+    )
+    async with processes(
+        config, source, model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(model)
+    ) as live:
+        assert live.learners is not None
+        assert live.sync is not None
+        tracker = make_tracker(
+            folder.path,
+            total_steps=config.warmup.steps + config.trainer.steps,
+            warmup_steps=config.warmup.steps,
+            config=config.tracking,
+            run_config=to_dict(config),
+        )
+        controller = Controller(settings, data, folder, live.learners, live.pool, live.sync, tracker, describe)
+        try:
+            return await while_serving(live.retrievers, controller.run())
+        finally:
+            tracker.close()
+
+
+def read_data(config: RunConfig, source: Source) -> RunData:
+    """Tasks of every split, and the warm-up's traces. Raises UserError with all faults of a file."""
+    from verl.data.load import load_tasks
+    from verl.trainer.controller import RunData
+
+    return RunData(
+        train=load_tasks(source.train.tasks),
+        dev=load_tasks(source.dev.tasks),
+        test=load_tasks(source.test.tasks),
+        traces=read_traces(source.traces) if config.warmup.steps else [],
+    )
+
+
+def read_traces(path: Path | None) -> list[Any]:
+    """Recorded trajectories as samples of weight 1. Raises UserError, naming file and row, on a malformed one."""
+    from verl.data.samples import TrainingSample
+    from verl.errors import UserError
+    from verl.trajectory import Trajectory
+
+    if path is None:
+        raise UserError("warmup.steps is above 0 but there are no traces: write data.traces=FILE, or warmup.steps=0")
+    if not path.is_file():
+        raise UserError(f"data.traces={path}: no such file; give recorded trajectories (jsonl), or warmup.steps=0")
+    samples = []
+    with open(path) as file:
+        for row, line in enumerate(file, 1):
+            try:
+                samples.append(TrainingSample.from_trajectory(Trajectory.from_record(json.loads(line)), 1.0))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, row {row}: not a recorded trajectory ({error})") from error
+    return samples
+
+
+def probe_ids(model: str) -> list[list[int]]:
+    """The canary's prompts in the model's own tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [tokenizer.encode(text, add_special_tokens=False) for text in _PROBES]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:], help_of="train"))

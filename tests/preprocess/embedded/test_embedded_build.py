@@ -1,0 +1,83 @@
+"""The built folder: the same bytes from the same seed, readable by transformers and by the trajectory ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from preprocess.embedded import Config, WorldPaths, build_world
+from preprocess.embedded import __main__ as command
+from verl.errors import UserError
+from verl.trajectory import Trajectory
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> WorldPaths:
+    return build_world(Config(out=str(tmp_path_factory.mktemp("world")), traces=200))
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_same_seed_gives_the_same_bytes(built: WorldPaths, tmp_path: Path) -> None:
+    again = build_world(Config(out=str(tmp_path), traces=200))
+    assert again.manifest.read_bytes() == built.manifest.read_bytes()
+
+
+def test_the_manifest_counts_what_stands_in_the_files(built: WorldPaths) -> None:
+    manifest = json.loads(built.manifest.read_text())
+    assert manifest["rows"]["traces.jsonl"] == 200
+    for name, count in manifest["rows"].items():
+        assert len(rows(built.root / name)) == count
+    assert set(manifest["rows"]) < set(manifest["sha256"])
+
+
+def test_questions_and_passages_have_the_flashrag_layout(built: WorldPaths) -> None:
+    for path in (built.train, built.test, built.dev, built.clean_test):
+        assert all(set(row) == {"id", "question", "golden_answers", "metadata"} for row in rows(path))
+    for path in (built.corpus, built.dev_corpus, built.clean_corpus):
+        assert all(str(row["contents"]).startswith('"') for row in rows(path))
+
+
+def test_traces_decode_to_their_texts_and_encode_to_their_ids(built: WorldPaths) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(built.model))
+    for row in rows(built.traces):
+        for segment in Trajectory.from_record(row).segments:
+            assert tokenizer.decode(segment.token_ids.tolist()) == segment.text
+            if segment.kind != "observation":
+                assert tokenizer.encode(segment.text, add_special_tokens=False) == segment.token_ids.tolist()
+
+
+def test_every_word_of_every_name_is_one_token(built: WorldPaths) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(built.model))
+    titles = [str(row["contents"]).split("\n")[0].strip('"') for row in rows(built.corpus)]
+    assert all(len(tokenizer.encode(f" {title}", add_special_tokens=False)) == 2 for title in titles)
+
+
+def test_the_model_fits_its_tokenizer(built: WorldPaths) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(built.model))
+    model = AutoModelForCausalLM.from_pretrained(str(built.model))
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.tie_word_embeddings
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 0
+    assert sum(p.numel() for p in model.parameters()) == json.loads(built.manifest.read_text())["model_parameters"]
+
+
+def test_the_chat_template_renders_turns(built: WorldPaths) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(built.model))
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_wrong_key_or_size_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command.main([f"out={tmp_path}", "sed=1"]) == 2
+    assert "sed" in capsys.readouterr().err
+    with pytest.raises(UserError, match="traces=1 "):
+        Config(out=str(tmp_path), traces=1)

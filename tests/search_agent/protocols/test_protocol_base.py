@@ -1,0 +1,70 @@
+"""Reading actions and blocks out of generated text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_agent.protocols.base import Answer, Invalid, Search, block_names, contents, parse_action
+
+TAGS = ("think", "search", "answer")
+fragments = st.lists(
+    st.sampled_from(["<search>", "</search>", "<answer>", "</answer>", "<think>", "</think>", " ", "word", "\n"])
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("<think> t </think> <search> who wrote it </search>", Search("who wrote it")),
+        ("<search>q</search>\n\n<answer>late</answer>", Search("q")),
+        ("<answer> a </answer> <search> q </search>", Answer("a")),
+        ("<answer></answer>", Answer("")),
+        ("<search> first <search> second </search>", Search("second")),
+        ("<answer> I ask <search> q </search>", Search("q")),
+        ("<search>  </search>", Invalid("the query is empty")),
+        ("q </search>", Invalid("</search> without <search>")),
+        ("</answer> <answer> a </answer>", Invalid("</answer> without <answer>")),
+        ("<search> never closed", Invalid("neither <search> nor <answer> is closed")),
+        ("", Invalid("neither <search> nor <answer> is closed")),
+    ],
+)
+def test_the_action_that_closes_first_is_the_turn(text: str, action: object) -> None:
+    assert parse_action(text) == action
+
+
+@given(fragments, fragments)
+def test_nothing_after_the_first_closing_action_tag_changes_the_action(before: list[str], after: list[str]) -> None:
+    turn = "".join(before) + "</search>"
+    assert parse_action(turn + "".join(after)) == parse_action(turn)
+
+
+@given(st.text())
+def test_any_text_can_be_read(text: str) -> None:
+    assert isinstance(parse_action(text), Search | Answer | Invalid)
+    block_names(text, TAGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("<think>a</think><search>b</search>", ["think", "search"]),
+        (" <think>a</think>\n\n<answer>b</answer>\n", ["think", "answer"]),
+        ("", []),
+        ("<think>a</think> so <answer>b</answer>", None),
+        ("<think>a<answer>b</answer></think>", None),
+        ("<think>a</think></answer>", None),
+        ("<think>a<search>b</search>", None),
+        ("<other>a</other>", None),
+    ],
+)
+def test_blocks_are_closed_unnested_and_alone(text: str, names: list[str] | None) -> None:
+    assert block_names(text, TAGS) == names
+
+
+@given(st.lists(st.tuples(st.sampled_from(TAGS), st.text(alphabet="ab \n", max_size=8))))
+def test_blocks_that_were_written_are_read_back(blocks: list[tuple[str, str]]) -> None:
+    text = "\n".join(f"<{tag}>{body}</{tag}>" for tag, body in blocks)
+    assert block_names(text, TAGS) == [tag for tag, _ in blocks]
+    assert contents(text, "think") == [body.strip() for tag, body in blocks if tag == "think"]

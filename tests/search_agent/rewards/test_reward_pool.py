@@ -1,0 +1,106 @@
+"""A user's reward that misbehaves ends in one clear error, and the pool goes on."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_agent.protocols import autorefine
+from search_agent.rewards.pool import Config, RewardPool, build
+from verl.config.build import Plugin
+from verl.data.tasks import Task
+from verl.errors import UserError
+from verl.trajectory import Trajectory
+
+TASK = Task("t-7", "who?", ("mara",))
+USER_REWARD = """
+import os, time
+from dataclasses import dataclass
+from verl.rollout.interfaces import Score
+
+@dataclass(frozen=True)
+class Config:
+    mode: str = "answers"
+
+def build(config, protocol):
+    if config.mode == "cannot be built":
+        raise RuntimeError("no such model")
+
+    def reward(task, trajectory):
+        answer = protocol.read(trajectory).answer
+        if answer == "raise":
+            raise KeyError("gold")
+        if answer == "hang":
+            time.sleep(600)
+        if answer == "die":
+            os._exit(3)
+        if answer == "number":
+            return 1.0
+        return Score(float("nan") if answer == "nan" else float(answer == "mara"), {"length": len(answer)})
+
+    return reward
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RewardPool]]:
+    (tmp_path / "users_reward.py").write_text(textwrap.dedent(USER_REWARD))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import users_reward  # type: ignore[import-not-found]
+
+    pools: list[RewardPool] = []
+
+    def make(mode: str = "answers", **settings: Any) -> RewardPool:
+        plugin = Plugin("users_reward", users_reward.Config(mode))
+        pools.append(build(Config(plugin, **settings), autorefine.build(autorefine.Config())))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+    del sys.modules["users_reward"]
+
+
+def episode(answer: str) -> Trajectory:
+    trajectory = Trajectory("t-7", 2)
+    trajectory.append_prompt([1], "q")
+    trajectory.append_generated([1], f"<think> t </think> <answer> {answer} </answer>", [0.0], [0], "stop")
+    return trajectory
+
+
+def test_a_good_reward_scores_in_order_on_all_processes(make: Callable[..., RewardPool]) -> None:
+    scores = make(workers=2).score_all((TASK, episode(answer)) for answer in ["mara", "john", "mara"])
+    assert [score.reward for score in scores] == [1, 0, 1]
+    assert scores[1].parts == {"length": 4}
+
+
+def test_every_misbehaviour_is_named_and_the_pool_goes_on(make: Callable[..., RewardPool]) -> None:
+    pool = make(deadline_s=2)
+    for answer, message in [
+        ("raise", r"reward users_reward: task t-7, sample 2: KeyError: 'gold' \(.*users_reward.py, line \d+\)"),
+        ("hang", r"task t-7, sample 2: no result after 2 s: it hangs, or needs a longer deadline_s"),
+        ("die", r"its process died \(exit code 3\)"),
+        ("nan", r"reward is nan: return a finite number"),
+        ("number", r"it returned float: return verl.rollout.interfaces.Score"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            pool(TASK, episode(answer))
+        assert pool(TASK, episode("mara")).reward == 1
+
+
+def test_a_reward_that_cannot_be_built_says_why(make: Callable[..., RewardPool]) -> None:
+    pool = make("cannot be built")
+    for message in ("users_reward: start: RuntimeError: no such model", "it could not be built"):
+        with pytest.raises(UserError, match=message):
+            pool(TASK, episode("mara"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("workers", 0), ("deadline_s", 0.0), ("start_deadline_s", -1.0)])
+def test_impossible_settings_are_refused(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=key):
+        Config(Plugin("users_reward", None), **{key: value})  # type: ignore[arg-type]

@@ -1,0 +1,77 @@
+"""What is evaluated: a run under its own configuration with overrides, or a folder under a recipe's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from search_agent import evaluate
+from search_agent.command import load_config, results_config
+from search_agent.evaluate import evaluated_config, newest_run
+from verl.config.compose import to_yaml
+from verl.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of another recipe than the default one, finished, with a best checkpoint."""
+    monkeypatch.setattr(evaluate, "RUNS", tmp_path)
+    folder = tmp_path / "run"
+    (folder / "best_dev").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(results_config(load_config(["recipe=search_r1_mini", "seed=5"]))))
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def test_a_run_is_evaluated_under_its_own_configuration(run: Path) -> None:
+    config = evaluated_config([f"model={run}"])
+    assert config.model == str(run / "best_dev")
+    assert (config.name, config.seed, config.protocol.module) == (
+        "search_r1_mini",
+        5,
+        "search_agent.protocols.search_r1",
+    )
+
+
+def test_words_on_the_command_line_override_keys_and_whole_groups(run: Path) -> None:
+    words = ["data=files", "data.train=a", "data.dev=b", "data.test=c.jsonl", "evaluation.test_tasks=7", "reward=f1"]
+    config = evaluated_config([f"model={run}", *words])
+    assert config.data.module == "search_agent.files"
+    assert config.data.config.test == "c.jsonl"
+    assert config.evaluation.test_tasks == 7
+    assert config.reward.module == "search_agent.rewards.f1"
+    assert config.seed == 5
+
+
+def test_a_key_that_does_not_exist_is_named(run: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.test_task: no such key; did you mean evaluation\.test_tasks"):
+        evaluated_config([f"model={run}", "evaluation.test_task=7"])
+
+
+def test_a_run_without_a_chosen_checkpoint_says_so(run: Path) -> None:
+    (run / "best_dev").rmdir()
+    with pytest.raises(UserError, match="no checkpoint that was chosen on dev yet"):
+        evaluated_config([f"model={run}"])
+
+
+def test_without_a_model_the_run_that_finished_last_is_taken(run: Path) -> None:
+    later = run.with_name("later")
+    later.mkdir()
+    (later / "summary.json").write_text("{}")
+    os.utime(run / "summary.json", (1, 1))
+    assert newest_run() == later
+    os.utime(later / "summary.json", (0, 0))
+    assert evaluated_config([]).model == str(run / "best_dev")
+
+
+def test_without_any_run_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "RUNS", tmp_path)
+    with pytest.raises(UserError, match=r"train one with bash cmd/train\.sh"):
+        newest_run()
+
+
+def test_any_other_folder_or_hub_name_is_evaluated_under_a_recipe(run: Path) -> None:
+    config = evaluated_config(["model=some-owner/some-model", "recipe=research_mini"])
+    assert (config.model, config.name) == ("some-owner/some-model", "research_mini")

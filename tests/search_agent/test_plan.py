@@ -1,0 +1,89 @@
+"""The plan's arithmetic agrees with hand-worked sizes, and what cannot fit is refused with the key to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from search_agent import sizes
+from search_agent.command import load_config
+from search_agent.config import RunConfig
+from search_agent.plan import check_plan, make_plan
+from verl.errors import UserError
+from verl.trainer.model_shape import ModelShape, read_shape
+
+# Easy to count: one layer of 4 x 4 x 4 attention, no embeddings to speak of.
+TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)
+GIB = 2**30
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(overrides)
+
+
+def problems(shape: ModelShape, *overrides: str) -> list[str]:
+    return make_plan(config(*overrides), shape).problems
+
+
+def test_parameters_of_a_known_model_are_the_published_ones() -> None:
+    assert read_shape("Qwen/Qwen2.5-3B").parameters == 3_085_938_688
+    assert read_shape("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+
+
+def test_what_is_held_between_steps_is_sharded_over_ranks() -> None:
+    one = sizes.learner_gib(config(), TOY)
+    two = sizes.learner_gib(config("cluster.learner_ranks=2"), TOY)
+    assert one["weights"] == one["gradients"] == TOY.parameters * 4 / GIB
+    assert one["optimizer"] == 2 * one["weights"]
+    for part in ("weights", "gradients", "optimizer"):
+        assert two[part] == one[part] / 2
+    assert "reference" not in one
+
+
+def test_a_kl_term_keeps_a_reference_unless_the_model_trains_adapters() -> None:
+    kl = "trainer.loss.kl_coefficient=0.001"
+    assert "reference" in sizes.learner_gib(config(kl), TOY)
+    adapted = sizes.learner_gib(config(kl, "learner.lora={rank: 2}"), TOY)
+    assert "reference" not in adapted
+    # q, k, v, o: 4 + 4 ends each; gate, up, down: 4 + 8 each.
+    assert adapted["gradients"] == 2 * (4 * 8 + 3 * 12) * 4 / GIB
+
+
+def test_the_kv_cache_is_counted_in_tokens() -> None:
+    # Keys and values of one layer: 2 x 2 heads x 2 x 4 bytes = 32 bytes a token.
+    assert sizes.kv_cache_tokens(config("rollout.engine.kv_cache_gib=1"), TOY) == GIB // 32
+
+
+def test_disk_counts_resumable_checkpoints_and_the_best_weights() -> None:
+    weights = TOY.parameters * 4 / GIB
+    assert sizes.disk_gib(config("trainer.keep_checkpoints=3"), TOY) == pytest.approx(3 * 4 * weights + 2 * weights)
+
+
+def test_a_cache_below_one_context_is_refused() -> None:
+    (line,) = problems(read_shape("Qwen/Qwen2.5-7B"), "rollout.engine.kv_cache_gib=0.01")
+    assert "raise rollout.engine.kv_cache_gib" in line
+
+
+def test_a_learner_too_large_for_its_gpu_is_refused() -> None:
+    found = problems(read_shape("Qwen/Qwen2.5-7B"), "cluster.gpus_per_process=1", "rollout.engine.dtype=bfloat16")
+    assert any("raise cluster.learner_ranks" in line for line in found)
+
+
+def test_an_engine_over_several_gpus_needs_whole_ones() -> None:
+    parallel = ("rollout.engine.tensor_parallel_size=2", "rollout.engine.executor=mp")
+    assert any("whole GPUs" in line for line in problems(TOY, "cluster.gpus_per_process=0.5", *parallel))
+    whole = make_plan(config("cluster.gpus_per_process=1", *parallel), TOY)
+    assert not whole.problems
+    assert dict(whole.sections["processes"])["GPUs"].startswith("3 ")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    plan = make_plan(config("rollout.engine.kv_cache_gib=0.01"), read_shape("Qwen/Qwen2.5-7B"))
+    plan.problems.append("another")
+    with pytest.raises(UserError, match=r"KV cache(.|\n)*another"):
+        check_plan(plan)
+
+
+def test_the_plan_counts_prompts_trajectories_and_tokens() -> None:
+    rows = dict(make_plan(config("trainer.prompts_per_step=4", "trainer.samples_per_prompt=3"), TOY).sections["batch"])
+    assert rows["a step"] == "4 prompts x 3 samples = 12 trajectories"
+    assert rows["tokens a step"] == f"at most {12 * 512:,}"

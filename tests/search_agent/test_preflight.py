@@ -1,0 +1,208 @@
+"""What must be known before anything is started is said in one line each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from search_agent.command import load_config
+from search_agent.config import RunConfig
+from search_agent.preflight import (
+    RECORD,
+    check_disk,
+    check_manifest,
+    check_memory,
+    check_start,
+    find_faults,
+    read_manifests,
+)
+from verl.cluster.processes import free_port
+from verl.errors import UserError
+from verl.trainer.run_folder import RunFolder
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config([])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    shape = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 1000,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    return folder
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts a server that is ready and answers ``/info`` with what it is given; None is a server without ``/info``."""
+    servers: list[TestServer] = []
+
+    async def start(manifest: dict[str, Any] | None, ready: int = 200) -> str:
+        async def on_ready(_: web.Request) -> web.Response:
+            return web.json_response({}, status=ready)
+
+        async def on_info(_: web.Request) -> web.Response:
+            return web.json_response(manifest)
+
+        app = web.Application()
+        app.router.add_get("/ready", on_ready)
+        if manifest is not None:
+            app.router.add_get("/info", on_info)
+        server = TestServer(app)
+        await server.start_server()
+        servers.append(server)
+        return str(server.make_url("")).rstrip("/")
+
+    yield start
+    for server in servers:
+        await server.close()
+
+
+def manifest(corpus: str) -> dict[str, Any]:
+    return {"corpus": corpus, "documents": 3, "fingerprint": f"print-of-{corpus}"}
+
+
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.open(tmp_path / "run", "a: 1\n", fresh=False)
+
+
+def test_a_run_that_fits_has_no_faults(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    assert find_faults(config, tmp_path / "run") == []
+    assert find_faults(replace(config, model=str(model)), tmp_path / "run") == []
+
+
+def test_a_model_without_tokenizer_is_named(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        check_start(replace(config, model=str(model)), tmp_path)
+
+
+def test_a_model_of_another_kind_is_named(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(described | {"architectures": ["BertForMaskedLM"]}))
+    (line,) = find_faults(replace(config, model=str(model)), tmp_path)
+    assert "BertForMaskedLM, not a causal language model" in line
+
+
+@pytest.mark.parametrize("kept", [0, 5, 30, -1])
+def test_weights_that_were_cut_short_are_named(config: RunConfig, model: Path, tmp_path: Path, kept: int) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    (line,) = find_faults(replace(config, model=str(model)), tmp_path)
+    assert line.startswith(f"{weights} is damaged or was cut short")
+
+
+@pytest.mark.parametrize("name", ["/not/there", "../not-there", "~/not-there", "configs/not-there", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_taken_for_a_hub_name(config: RunConfig, tmp_path: Path, name: str) -> None:
+    (line,) = find_faults(replace(config, model=name), tmp_path)
+    assert "there is no such folder" in line
+
+
+@pytest.mark.parametrize("name", ["gpt2", "some-owner/some-model"])
+def test_nothing_is_said_about_a_hub_name(config: RunConfig, tmp_path: Path, name: str) -> None:
+    assert find_faults(replace(config, model=name), tmp_path) == []
+
+
+def test_a_run_folder_is_not_a_model_but_its_best_checkpoint_is(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run" / "best_dev").mkdir(parents=True)
+    (line,) = find_faults(replace(config, model=str(tmp_path / "run")), tmp_path)
+    assert f"write model={tmp_path / 'run' / 'best_dev'}" in line
+
+
+def test_a_context_beyond_the_models_is_refused(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    engine = replace(config.rollout.engine, max_context_tokens=2048)
+    longer = replace(config, rollout=replace(config.rollout, engine=engine))
+    for name in ("embedded", str(model)):
+        faults = find_faults(replace(longer, model=name), tmp_path)
+        assert any("max_context_tokens=2048" in fault for fault in faults)
+
+
+def test_too_little_memory_for_the_kv_cache_is_refused(config: RunConfig, model: Path, tmp_path: Path) -> None:
+    engine = replace(config.rollout.engine, kv_cache_gib=1e-4)
+    smaller = replace(config, rollout=replace(config.rollout, engine=engine))
+    for name in ("embedded", str(model)):
+        faults = find_faults(replace(smaller, model=name), tmp_path)
+        assert any("kv_cache_gib" in fault for fault in faults)
+
+
+def test_more_kv_cache_than_this_machine_has_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    engine = replace(config.rollout.engine, kv_cache_gib=1e6)
+    (line,) = find_faults(replace(config, rollout=replace(config.rollout, engine=engine)), tmp_path)
+    assert "the run takes 1000000" in line
+    assert "lower rollout.engine.kv_cache_gib" in line
+    assert check_memory(1.0, 1.0) == []
+
+
+def test_weights_that_nobody_would_carry_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    engine = replace(config.rollout.engine, weight_transfer="nccl")
+    (line,) = find_faults(replace(config, rollout=replace(config.rollout, engine=engine)), tmp_path)
+    assert "weight_transfer=nccl" in line
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    free_gib = shutil.disk_usage(tmp_path).free / 2**30
+    assert check_disk(free_gib / 2, tmp_path / "not" / "there") == []
+    (line,) = check_disk(free_gib * 2, tmp_path / "not" / "there")
+    assert "are free" in line
+
+
+async def test_a_server_that_cannot_be_reached_is_named_with_the_remedy(config: RunConfig) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"retriever={url}: not ready.*retrieval_launch.sh"):
+        await read_manifests(config, [url], timeout_s=0.1)
+
+
+async def test_a_server_that_never_gets_ready_is_named(config: RunConfig, serve: Serve) -> None:
+    url = await serve(manifest("a"), ready=503)
+    with pytest.raises(UserError, match=f"retriever={url}: not ready after"):
+        await read_manifests(config, [url], timeout_s=0.1)
+
+
+async def test_the_manifest_is_recorded_and_another_corpus_refused_later(
+    config: RunConfig, serve: Serve, tmp_path: Path
+) -> None:
+    run = folder(tmp_path)
+    check_manifest(run, await read_manifests(config, [await serve(manifest("a"))]))
+    assert run.read_json(RECORD) == manifest("a")
+    check_manifest(run, await read_manifests(config, [await serve(manifest("a"))]))
+    with pytest.raises(UserError, match=r"serves b \(3 passages.*this run began with a"):
+        check_manifest(run, await read_manifests(config, [await serve(manifest("b"))]))
+
+
+async def test_servers_of_different_corpora_are_refused(config: RunConfig, serve: Serve, tmp_path: Path) -> None:
+    urls = [await serve(manifest("a")), await serve(manifest("b"))]
+    with pytest.raises(UserError, match="do not serve the same corpus"):
+        check_manifest(folder(tmp_path), await read_manifests(config, urls))
+
+
+async def test_a_server_of_others_without_a_manifest_is_taken(config: RunConfig, serve: Serve, tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    for _ in range(2):
+        check_manifest(run, await read_manifests(config, [await serve(None)]))
+    assert run.read_json(RECORD) == {}

@@ -1,0 +1,58 @@
+"""Data that a run cannot use is named before anything is started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from search_agent import files
+from search_agent.command import load_config
+from search_agent.launch import find_source, model_path
+from search_agent.source import Source, Split
+from search_agent.train import read_traces
+from verl.config.build import Plugin
+from verl.errors import UserError
+from verl.trajectory import Trajectory
+
+
+def test_traces_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_traces(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"write data\.traces=FILE"):
+        read_traces(None)
+
+
+def test_a_row_that_is_no_trajectory_is_named(tmp_path: Path) -> None:
+    trajectory = Trajectory(task_id="t", sample=0)
+    trajectory.append_prompt([1], "q")
+    trajectory.append_generated([2], "a", [0.0], [0], "stop")
+    trajectory.outcome = "finished"
+    good = json.dumps(trajectory.to_record())
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text(f"{good}\n")
+    (sample,) = read_traces(traces)
+    assert sample.policy_mask.sum() == 1
+    for bad in ('{"task_id": "t"}', "not json", "[]"):
+        traces.write_text(f"{good}\n{bad}\n")
+        with pytest.raises(UserError, match=r"traces\.jsonl, row 2: not a recorded trajectory"):
+            read_traces(traces)
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
+    own = files.Config(train="a.jsonl", dev="b.jsonl", test="c.jsonl", corpus=str(tmp_path / "none.jsonl"))
+    config = replace(load_config([]), data=Plugin("search_agent.files", own))
+    with pytest.raises(UserError, match=r"data\.corpus=.*none\.jsonl: no such file"):
+        find_source(config)
+    without = replace(config, data=Plugin("search_agent.files", replace(own, corpus=None)))
+    with pytest.raises(UserError, match=r"retriever=embedded has no corpus to serve for train, dev, test"):
+        find_source(without)
+    assert find_source(replace(without, retriever="http://a:1")).test.tasks == Path("c.jsonl")
+
+
+def test_the_embedded_model_needs_the_embedded_data() -> None:
+    nowhere = Split(Path("a.jsonl"))
+    with pytest.raises(UserError, match="model=embedded goes with data=embedded"):
+        model_path(load_config([]), Source(nowhere, nowhere, nowhere))

@@ -1,0 +1,82 @@
+"""Every preset composes, its parts fit together, and its plan holds on the machine it is sized for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from search_agent.config import RunConfig
+from search_agent.plan import check_plan, make_plan
+from verl.config.build import build
+from verl.config.compose import CONFIG_DIR, compose
+from verl.errors import UserError
+from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
+
+RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
+GROUPS = ("data", "protocol", "reward")
+PAGE = (CONFIG_DIR.parent / "docs" / "recipes.md").read_text()
+
+
+def recipe(name: str, *overrides: str) -> RunConfig:
+    return build(RunConfig, compose("train", [f"recipe={name}", *overrides]))
+
+
+def shape(config: RunConfig) -> ModelShape:
+    return EMBEDDED if config.model == "embedded" else read_shape(config.model)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_passes_its_dry_run(name: str) -> None:
+    config = recipe(name)
+    assert config.name == name
+    plan = make_plan(config, shape(config))
+    check_plan(plan)
+    assert list(plan.sections) == ["processes", "batch", "memory", "steps and disk"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parts_of_a_recipe_fit_together(name: str) -> None:
+    config = recipe(name)
+    protocol = config.protocol.build()
+    config.reward.build(protocol)
+    limits, turn = config.environment, config.environment.max_tokens_per_turn
+    one_search = limits.max_prompt_tokens + turn + limits.max_observation_tokens + turn
+    assert one_search <= config.rollout.engine.max_context_tokens
+    assert protocol.system is None or limits.framing != "plain"
+    episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt
+    assert episodes % config.learner.updates_per_batch == 0
+
+
+def test_published_numbers_of_autorefine() -> None:
+    config = recipe("autorefine_qwen2.5_3b")
+    assert (config.trainer.prompts_per_step, config.trainer.samples_per_prompt, config.trainer.steps) == (256, 5, 300)
+    assert config.trainer.optimizer.learning_rate == 1e-6
+    assert config.trainer.loss.kl_coefficient == 0.001
+    assert config.trainer.loss.kl_estimator == "k3"
+    # 1,280 episodes in mini-batches of 256.
+    assert config.learner.updates_per_batch == 5
+    assert (config.environment.max_turns, config.environment.top_k) == (5, 3)
+    assert config.protocol.config.instruction == "published"
+    assert config.cluster.learner_ranks == 8
+
+
+def test_a_preset_on_too_little_memory_is_refused_by_its_plan() -> None:
+    config = recipe("research_qwen2.5_7b", "cluster.gpu_memory_gib=24")
+    with pytest.raises(UserError, match=r"gpu_memory_share=0\.45 of 24 GiB does not hold the weights"):
+        check_plan(make_plan(config, shape(config)))
+
+
+def test_the_page_of_recipes_names_exactly_the_presets_there_are() -> None:
+    named = set(re.findall(r"recipe=([\w.{},]*\w)", PAGE))
+    assert {name for name in named if "{" not in name} <= set(RECIPES)
+    assert {name for name in RECIPES if "qwen" in name} <= named
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}"
+)
+def test_every_preset_says_where_its_keys_go(path: Path) -> None:
+    package = path.read_text().splitlines()[0]
+    assert package == f"# @package {path.parent.name}" if path.parent.name in GROUPS else "# @package _global_"

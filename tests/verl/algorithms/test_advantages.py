@@ -1,0 +1,139 @@
+"""Sequence advantages against hand-worked cases, and the properties that hold for all of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl.algorithms.advantages import group_advantages
+from verl.algorithms.config import AdvantageConfig, AdvantageName
+
+# Group 7: (1, 0, 0.5, 0.5), mean 0.5, unbiased deviation sqrt(1/6). Group 2: (3, 1), mean 2, deviation sqrt 2.
+REWARDS = torch.tensor([1.0, 3.0, 0.0, 0.5, 1.0, 0.5], dtype=torch.float64)
+GROUPS = torch.tensor([7, 2, 7, 7, 2, 7])
+LENGTHS = torch.tensor([2, 3, 4, 1, 1, 1])
+GREEDY = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0], dtype=torch.float64)
+SEQUENCE_LEVEL: list[AdvantageName] = [name for name in get_args(AdvantageName) if name != "gae"]
+GROUP_RELATIVE: list[AdvantageName] = [name for name in SEQUENCE_LEVEL if AdvantageConfig(name).needs_group]
+
+
+def advantages(name: AdvantageName, rewards: torch.Tensor = REWARDS, groups: torch.Tensor = GROUPS) -> torch.Tensor:
+    lengths = LENGTHS if len(rewards) == len(LENGTHS) else torch.ones(len(rewards), dtype=torch.int64)
+    greedy = GREEDY if len(rewards) == len(GREEDY) else torch.zeros(len(rewards))
+    return group_advantages(rewards, groups, AdvantageConfig(name), lengths=lengths, greedy_rewards=greedy)
+
+
+def whitened(values: list[float], lengths: list[int]) -> list[float]:
+    """The definition: repeat each value for its tokens, subtract the mean, divide by the unbiased deviation."""
+    tokens = [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+    mean = sum(tokens) / len(tokens)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in tokens) / (len(tokens) - 1))
+    return [(value - mean) / (deviation + 1e-6) for value in values]
+
+
+CENTRED = [0.5, 1.0, -0.5, 0.0, -1.0, 0.0]
+DEVIATIONS = [math.sqrt(1 / 6) if group == 7 else math.sqrt(2) for group in GROUPS]
+EXPECTED: dict[AdvantageName, list[float]] = {
+    "grpo": [c / (d + 1e-6) for c, d in zip(CENTRED, DEVIATIONS, strict=True)],
+    "dr_grpo": CENTRED,
+    "rloo": [1.0 - 1 / 3, 3.0 - 1.0, 0.0 - 2 / 3, 0.5 - 0.5, 1.0 - 3.0, 0.5 - 0.5],  # less the mean of the others
+    "reinforce_pp": whitened(REWARDS.tolist(), LENGTHS.tolist()),
+    "reinforce_pp_baseline": whitened(CENTRED, LENGTHS.tolist()),
+    "remax": [0.0, 1.0, -1.0, -0.5, -1.0, -0.5],
+    # Group 7: (2 x 1 + 4 x 0 + 0.5 + 0.5) / 8 = 0.375. Group 2: (3 x 3 + 1) / 4 = 2.5.
+    "opo": [0.625, 0.5, -0.375, 0.125, -1.5, 0.125],
+    "gpg": CENTRED,  # both groups are informative: the factor is 1
+    "pass_at_k": [0.5, 2.0, 0.0, 0.0, 0.0, 0.0],  # the best one's lead over the second
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_LEVEL)
+def test_hand_worked(name: AdvantageName) -> None:
+    assert advantages(name).tolist() == pytest.approx(EXPECTED[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", GROUP_RELATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_give_exactly_zero(name: AdvantageName, dtype: torch.dtype) -> None:
+    for n in range(2, 20):  # the mean of some n float64 0.1 is not 0.1, and an epsilon of 1e-6 would magnify the rest
+        result = advantages(name, torch.full((n,), 0.1, dtype=dtype), torch.zeros(n, dtype=torch.int64))
+        assert result.tolist() == [0.0] * n
+
+
+@pytest.mark.parametrize("name", GROUP_RELATIVE)
+def test_a_group_of_one_gives_no_signal(name: AdvantageName) -> None:
+    assert advantages(name, torch.tensor([1.0]), torch.tensor([3])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", SEQUENCE_LEVEL)
+def test_order_and_group_ids_do_not_matter(name: AdvantageName) -> None:
+    order = torch.tensor([3, 5, 0, 4, 2, 1])
+    shuffled = group_advantages(
+        REWARDS[order], 100 - GROUPS[order], AdvantageConfig(name), lengths=LENGTHS[order], greedy_rewards=GREEDY[order]
+    )
+    torch.testing.assert_close(shuffled, advantages(name)[order], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SEQUENCE_LEVEL)
+def test_the_dtype_of_the_rewards_is_kept(name: AdvantageName) -> None:
+    assert advantages(name, REWARDS.float()).dtype == torch.float32
+
+
+def test_gpg_scales_up_where_groups_say_nothing() -> None:
+    rewards, groups = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])
+    assert advantages("gpg", rewards, groups).tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pass_at_k_is_the_mean_marginal_gain_over_subsets(data: st.DataObject) -> None:
+    rewards = data.draw(st.lists(st.sampled_from([0.0, 0.25, 1.0, -0.5, 2.0]), min_size=2, max_size=6))
+    k = data.draw(st.integers(2, len(rewards)))
+    n = len(rewards)
+    expected = [
+        sum(
+            max(rewards[i], *(rewards[j] for j in others)) - max(rewards[j] for j in others)
+            for others in itertools.combinations([j for j in range(n) if j != i], k - 1)
+        )
+        / math.comb(n - 1, k - 1)
+        for i in range(n)
+    ]
+    result = group_advantages(
+        torch.tensor(rewards, dtype=torch.float64), torch.zeros(n, dtype=torch.int64), AdvantageConfig("pass_at_k", k=k)
+    )
+    assert result.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_of_a_group_that_lost_samples_draws_all_it_has() -> None:
+    result = group_advantages(torch.tensor([1.0, 0.25]), torch.tensor([0, 0]), AdvantageConfig("pass_at_k", k=4))
+    assert result.tolist() == [0.75, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("opo", "lengths"),
+        ("reinforce_pp", "lengths"),
+        ("reinforce_pp_baseline", "lengths"),
+        ("remax", "greedy_rewards"),
+    ],
+)
+def test_a_missing_input_is_named(name: AdvantageName, missing: str) -> None:
+    with pytest.raises(ValueError, match=missing):
+        group_advantages(REWARDS, GROUPS, AdvantageConfig(name))
+
+
+def test_gae_is_not_a_sequence_advantage() -> None:
+    with pytest.raises(ValueError, match=r"token_credit\.gae"):
+        advantages("gae")
+
+
+@pytest.mark.parametrize("name", SEQUENCE_LEVEL)
+def test_an_empty_batch_is_empty(name: AdvantageName) -> None:
+    assert advantages(name, REWARDS[:0], GROUPS[:0]).shape == (0,)

@@ -1,0 +1,62 @@
+"""The pages cannot rot: keys they name exist, commands they show are accepted, every algorithm has its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import yaml
+
+from verl.algorithms.config import AdvantageName, LossName
+from verl.config.build import build
+from verl.learner.config import LearnerConfig
+from verl.trainer.config import TrainerConfig
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGES = sorted((DOCS / "algorithms").glob("*.md"))
+ROOTS: dict[str, Any] = {"trainer": TrainerConfig, "learner": LearnerConfig}
+
+
+def nested(overrides: list[str]) -> dict[str, Any]:
+    """``["a.b=1"]`` -> ``{"a": {"b": 1}}``."""
+    result: dict[str, Any] = {}
+    for override in overrides:
+        path, value = override.split("=", 1)
+        *parents, leaf = path.split(".")
+        here = result
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[leaf] = yaml.safe_load(value)
+    return result
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_key_on_a_page_exists(page: Path) -> None:
+    for key in set(re.findall(r"\b(?:trainer|learner)(?:\.[a-z_]+)+", page.read_text())):
+        root, *names = key.split(".")
+        hint = ROOTS[root]
+        for name in names:
+            assert dataclasses.is_dataclass(hint), f"{key}: {hint} has no keys"
+            hints = get_type_hints(hint)
+            assert name in hints, f"{key} does not exist"
+            hint = hints[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_on_a_page_is_accepted(page: Path) -> None:
+    for command in re.findall(r"^bash cmd/train\.sh (.*)$", page.read_text(), flags=re.MULTILINE):
+        data = nested(command.split())
+        assert set(data) <= set(ROOTS)
+        for root, values in data.items():
+            build(ROOTS[root], values, root)
+
+
+def test_every_algorithm_is_in_the_index_and_every_link_leads_to_a_page() -> None:
+    index = (DOCS / "algorithms.md").read_text()
+    for name in (*get_args(AdvantageName), *get_args(LossName)):
+        assert f"`{name}`" in index
+    linked = {DOCS / link for link in re.findall(r"\((algorithms/[a-z_]+\.md)\)", index)}
+    assert linked == set(PAGES)

@@ -1,0 +1,38 @@
+"""KL in the reward, and the controller of its coefficient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verl.algorithms.control_config import KlRewardConfig
+from verl.algorithms.kl_reward import kl_penalty, next_coefficient
+
+
+def test_the_penalty_is_the_negative_kl_without_gradient() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    penalty = kl_penalty(logprobs, torch.tensor([-1.5, -1.0]), 0.1, "k1")
+    assert penalty.tolist() == pytest.approx([-0.05, 0.1])
+    assert not penalty.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [(0.1, 0.01), (0.11, 0.01 * (1 + 0.1 * 0.05)), (9.0, 0.01 * (1 + 0.2 * 0.05)), (0.0, 0.01 * (1 - 0.2 * 0.05))],
+)
+def test_the_adaptive_coefficient_moves_against_the_error(kl: float, expected: float) -> None:
+    config = KlRewardConfig(coefficient=0.01, controller="adaptive", target=0.1, horizon_sequences=10_000)
+    assert next_coefficient(0.01, kl, 500, config) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_fixed_coefficient_stays() -> None:
+    assert next_coefficient(0.02, 9.0, 500, KlRewardConfig(coefficient=0.02)) == 0.02
+
+
+def test_the_controller_brings_a_drifting_policy_to_its_target() -> None:
+    """A toy policy whose KL is inversely proportional to the coefficient settles at the target."""
+    config = KlRewardConfig(coefficient=0.001, controller="adaptive", target=0.1, horizon_sequences=1_000)
+    coefficient = config.coefficient
+    for _ in range(200):
+        coefficient = next_coefficient(coefficient, 0.002 / coefficient, 500, config)
+    assert 0.002 / coefficient == pytest.approx(0.1, rel=0.01)

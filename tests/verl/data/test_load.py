@@ -1,0 +1,129 @@
+"""Data sets become tasks, or one message that lists every fault of the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl.data.load import load_tasks
+from verl.data.tasks import Task
+from verl.errors import UserError
+
+ROW = {"id": "q1", "question": "who wrote it?", "golden_answers": ["mara ellwood"], "metadata": {"hops": 1}}
+VERL_ROW = {
+    "data_source": "nq",
+    "prompt": [{"role": "user", "content": "Answer this. Question: who wrote it?\n"}],
+    "ability": "fact-reasoning",
+    "reward_model": {"style": "rule", "ground_truth": {"target": ["mara ellwood"]}},
+    "extra_info": {"split": "train", "index": 7},
+}
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
+    rows = [ROW, {**ROW, "id": 2, "golden_answers": ["a", "b"]}]
+    expected = [
+        Task("q1", "who wrote it?", ("mara ellwood",), {"hops": 1}),
+        Task("2", "who wrote it?", ("a", "b"), {"hops": 1}),
+    ]
+    assert load_tasks(jsonl(tmp_path / "a.jsonl", rows)) == expected
+    assert load_tasks(parquet(tmp_path / "a.parquet", [{**row, "id": str(row["id"])} for row in rows])) == expected
+    assert load_tasks(tmp_path / "a.jsonl", limit=1) == expected[:1]
+
+
+def test_a_row_with_a_rendered_prompt_keeps_it(tmp_path: Path) -> None:
+    (task,) = load_tasks(parquet(tmp_path / "a.parquet", [VERL_ROW]))
+    assert (task.id, task.golden_answers) == ("nq/7", ("mara ellwood",))
+    assert task.question == VERL_ROW["prompt"][0]["content"]  # type: ignore[index]
+    assert task.metadata["prompt"] == VERL_ROW["prompt"]
+
+
+def test_the_question_column_is_preferred_to_the_rendered_prompt(tmp_path: Path) -> None:
+    (task,) = load_tasks(parquet(tmp_path / "a.parquet", [{**VERL_ROW, "question": "who?", "id": "train_0"}]))
+    assert (task.id, task.question) == ("nq/train_0", "who?")
+
+
+def test_rows_of_two_data_sets_with_one_number_stay_apart(tmp_path: Path) -> None:
+    rows = [{**ROW, "id": "train_0", "data_source": source} for source in ("nq", "hotpotqa")]
+    assert [task.id for task in load_tasks(jsonl(tmp_path / "a.jsonl", rows))] == ["nq/train_0", "hotpotqa/train_0"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("{not json", "row 2: is not JSON"),
+        ("[1, 2]", "row 2: is list, not an object"),
+        ({**ROW, "id": None}, "row 2, id: missing"),
+        ({**ROW, "id": True}, "row 2, id: True is neither"),
+        (ROW, "row 2, id: 'q1' stands in row 1 too"),
+        ({**ROW, "question": "  "}, "row 2, question: empty"),
+        ({**ROW, "question": 5}, "row 2, question: int, not text"),
+        ({"id": "x", "query": "a?", "golden_answers": ["a"]}, "row 2, question: missing (the row has id, query"),
+        ({**ROW, "golden_answers": []}, "row 2, golden_answers: no answer"),
+        ({**ROW, "golden_answers": None}, "row 2, golden_answers: no answer"),
+        ({**ROW, "golden_answers": ["a", " "]}, "row 2, golden_answers: holds an answer that is empty"),
+        ({**ROW, "golden_answers": {"a": 1}}, "row 2, golden_answers: not a list"),
+        ({**ROW, "metadata": [1]}, "row 2, metadata: list"),
+        (
+            {"id": "x", "question": "a?", "reward_model": {"style": "rule"}},
+            "reward_model.ground_truth.target: no answer",
+        ),
+        ({**VERL_ROW, "prompt": [{"role": "system", "content": "s"}]}, "row 2, prompt: list, not text"),
+    ],
+)
+def test_a_faulty_row_is_named_with_its_column(tmp_path: Path, bad: Any, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_tasks(jsonl(tmp_path / "bad.jsonl", [ROW, bad]))
+    assert "bad.jsonl" in str(error.value)
+    assert said in str(error.value)
+
+
+def test_all_faults_are_counted_and_twenty_are_listed(tmp_path: Path) -> None:
+    rows = [{**ROW, "id": str(i), "question": ""} for i in range(30)]
+    with pytest.raises(UserError, match="and 10 more, 30 faults in all") as error:
+        load_tasks(jsonl(tmp_path / "a.jsonl", rows))
+    assert str(error.value).count("question: empty") == 20
+
+
+def test_blank_lines_are_skipped_and_keep_their_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="row 3, question: empty"):
+        load_tasks(jsonl(tmp_path / "a.jsonl", [ROW, "", {**ROW, "id": "q2", "question": ""}]))
+
+
+def test_a_file_that_cannot_be_a_data_set_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_tasks(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match="must end in"):
+        load_tasks(jsonl(tmp_path / "a.csv", [ROW]))
+    with pytest.raises(UserError, match="holds no row"):
+        load_tasks(jsonl(tmp_path / "empty.jsonl", []))
+    broken = tmp_path / "a.parquet"
+    broken.write_bytes(b"PAR1 no parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        load_tasks(broken)
+
+
+def test_real_flashrag_files_load_whole() -> None:
+    root = os.environ.get("SLEUTH_TEST_DATA")
+    if not root:
+        pytest.skip("SLEUTH_TEST_DATA does not name a folder with real data sets")
+    files = sorted(Path(root, "flashrag").glob("*/*.jsonl"))
+    assert len(files) == 9
+    assert sum(len(load_tasks(file)) for file in files) == 11_470

@@ -1,0 +1,99 @@
+"""What is saved and loaded goes on exactly; what is exported loads elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from verl.algorithms.config import LossConfig
+from verl.data.samples import TrainingSample
+from verl.errors import UserError
+from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
+from verl.learner.learner import Learner
+
+MakeSamples = Callable[..., list[TrainingSample]]
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, schedule="linear")
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)], ids=["full", "lora"])
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(kl_coefficient=0.1)], ids=["plain", "kl"])
+def test_a_loaded_checkpoint_goes_on_exactly(
+    lora: LoraConfig | None, loss: LossConfig, model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    config = LearnerConfig(lora=lora, updates_per_batch=2)
+    learner = Learner(model_folder, config, seed=0)
+    learner.begin_phase(OPTIMIZER, loss, 10)
+    learner.update(make_samples(5, seed=1))
+    learner.save_checkpoint(tmp_path / "saved")
+    resumed = Learner(model_folder, config, seed=1)
+    resumed.logprobs(make_samples(2))  # leaves nothing behind that would hide the loaded weights
+    resumed.load_checkpoint(tmp_path / "saved")
+    assert resumed.weights_hash() == learner.weights_hash()
+    for seed in (2, 3):
+        assert resumed.update(make_samples(5, seed=seed)) == learner.update(make_samples(5, seed=seed))
+    assert resumed.weights_hash() == learner.weights_hash()
+
+
+def test_saving_again_replaces_and_leaves_nothing_beside(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    (tmp_path / ".saved.partial").mkdir()  # what a killed save leaves
+    learner.save_checkpoint(tmp_path / "saved")
+    learner.update(make_samples(3))
+    learner.save_checkpoint(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    resumed = Learner(model_folder, LearnerConfig(), seed=0)
+    resumed.load_checkpoint(tmp_path / "saved")
+    assert resumed.weights_hash() == learner.weights_hash()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_by_name(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no learner\.json"):
+        Learner(model_folder, LearnerConfig(), seed=0).load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["model_folder", "untied_folder"])
+def test_export_loads_in_transformers_with_these_weights(
+    kind: str, make_samples: MakeSamples, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(kind)
+    (source / "tokenizer.json").write_text("{}")
+    learner = Learner(source, LearnerConfig(), seed=0)
+    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.update(make_samples(4))
+    learner.save_hf(tmp_path / "hf", torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert model.dtype == torch.bfloat16
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+    expected = dict(learner.named_weights(torch.bfloat16))
+    assert set(expected) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+
+
+def test_adapter_starts_at_nothing_trains_alone_and_merges(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    samples = make_samples(4)
+    plain = Learner(model_folder, LearnerConfig(), seed=0)
+    learner = Learner(model_folder, LearnerConfig(lora=LoraConfig(rank=4, alpha=8)), seed=0)
+    assert learner.weights_hash() == plain.weights_hash()
+    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    learner.update(samples)
+    learner.update(samples)
+    reference = learner.logprobs(samples, reference=True)
+    for ours, base in zip(reference, plain.logprobs(samples), strict=True):
+        assert ours == pytest.approx(base, abs=1e-6)
+    learner.save_hf(tmp_path / "hf")
+    merged = Learner(tmp_path / "hf", LearnerConfig(), seed=0)
+    moved = 0.0
+    for ours, theirs, base in zip(learner.logprobs(samples), merged.logprobs(samples), reference, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-5)
+        moved = max(moved, float(abs(ours - base).max()))
+    assert moved > 1e-3

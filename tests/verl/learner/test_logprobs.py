@@ -1,0 +1,74 @@
+"""The LM head agrees with full logits in value and gradient, in one chunk or many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from verl.learner import logprobs
+from verl.learner.logprobs import policy_logprobs, top_logprobs
+
+
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logp = torch.log_softmax(hidden @ weight.t() / temperature, dim=-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+@pytest.fixture
+def head() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(13, 8, dtype=torch.float64, generator=generator)
+    weight = torch.randn(29, 8, dtype=torch.float64, generator=generator)
+    return hidden, weight, torch.randint(0, 29, (13,), generator=generator)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("rows_of_budget", [1, 16, 25, 26, 200])
+def test_values_and_gradients_equal_full_logits(
+    head: tuple[Tensor, Tensor, Tensor], temperature: float, rows_of_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "_MIB", rows_of_budget * 29 * 8)
+    hidden, weight, targets = head
+    weights = torch.linspace(-1, 2, 13, dtype=torch.float64)
+    grads = []
+    for compute in (reference, policy_logprobs):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        extra = {} if compute is reference else {"entropy_gradient": True, "max_logits_mib": 1}
+        logp, entropy = compute(h, w, targets, temperature=temperature, **extra)
+        ((logp * weights).sum() + (entropy.square() * weights).sum()).backward()
+        grads.append((logp.detach(), entropy.detach(), h.grad, w.grad))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_entropy_has_no_gradient_unless_asked_for(head: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = head
+    logp, entropy = policy_logprobs(hidden.requires_grad_(), weight, targets)
+    assert logp.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_no_policy_token_gives_zero_gradients_and_not_none(head: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets = head
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    logp, _ = policy_logprobs(hidden[:0], weight, targets[:0])
+    logp.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_very_unlikely_target_stays_finite() -> None:
+    weight = torch.tensor([[1.0], [-1.0]])
+    logp, entropy = policy_logprobs(torch.tensor([[100.0]]), weight, torch.tensor([1]))
+    assert logp.item() == pytest.approx(-200.0)
+    assert entropy.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_top_tokens_are_sorted_and_normalised(head: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, _ = head
+    values, ids = top_logprobs(hidden, weight, 29)
+    assert torch.equal(values, values.sort(dim=-1, descending=True).values)
+    torch.testing.assert_close(values.exp().sum(-1), torch.ones(13, dtype=torch.float64))
+    torch.testing.assert_close(values, reference(hidden, weight, ids[:, 0], 1.0)[0][:, None] + values - values[:, :1])

@@ -1,0 +1,261 @@
+"""The engine adapter on a real vLLM: tokens, log-probs, seeds, stops, weights and their versions."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from verl.errors import InfrastructureError, UserError
+from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
+from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.sync.carrier import publish, release
+from verl.sync.update import WeightUpdate
+
+pytestmark = pytest.mark.engine
+
+CONFIG = EngineConfig(max_context_tokens=256, max_tokens_per_step=512, kv_cache_gib=0.125)
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(tiny_model, CONFIG, seed=0)
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path) -> list[Any]:
+    """Two versions of the weights: the folder's and another one, far from it."""
+    from transformers import Qwen2ForCausalLM
+
+    old = Qwen2ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    new = copy.deepcopy(old)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return [old, new]
+
+
+@pytest.fixture
+def updates(models: list[Any], tmp_path: Path) -> Iterator[Callable[[int, int], WeightUpdate]]:
+    made = []
+
+    def make(which: int, version: int) -> WeightUpdate:
+        made.append(publish(models[which].named_parameters(), version, tmp_path))
+        return made[-1]
+
+    yield make
+    for update in made:
+        release(update)
+
+
+@torch.no_grad()
+def logprobs_by(model: Any, token_ids: Sequence[int], temperature: float = 1.0) -> np.ndarray:
+    """Log-prob of each token given those before it, ``[tokens]``; 0 for the first."""
+    logits = model(torch.tensor([list(token_ids)])).logits[0] / temperature
+    picked = logits[:-1].log_softmax(-1).gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0]
+    return np.concatenate([[0.0], picked.numpy()])
+
+
+def assert_close(ours: Sequence[float], theirs: np.ndarray) -> None:
+    diffs = np.abs(np.asarray(ours) - theirs)
+    assert diffs.max() <= 1e-4
+    assert diffs.mean() <= 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_logprobs_of_every_turn_are_the_models(engine: VllmEngine, models: list[Any], temperature: float) -> None:
+    sampling = Sampling(temperature=temperature)
+
+    async def episode(seed: int) -> None:
+        ids = [3, 10 + seed, 200, 7]
+        for turn in range(3):
+            generation = await engine.generate(ids, Turn(40), sampling, seed * 10 + turn)
+            whole = [*ids, *generation.token_ids]
+            assert_close(generation.logprobs, logprobs_by(models[0], whole, temperature)[len(ids) :])
+            assert set(generation.versions) == {0}
+            ids = [*whole, 50, 51, 52]  # an observation
+
+    await asyncio.gather(*(episode(seed) for seed in range(8)))
+    assert engine.stats().cached_prompt_tokens > 0
+
+
+async def test_greedy_tokens_are_the_models_and_their_logprobs_those_at_temperature_one(
+    engine: VllmEngine, models: list[Any]
+) -> None:
+    greedy = [GenerateRequest([40 + i, 41], Turn(20), GREEDY, i) for i in range(5)]
+    crowd = [GenerateRequest([9, i], Turn(20), Sampling(temperature=0.5), i) for i in range(20)]
+    generations = (await asyncio.gather(*engine.generate_many([*crowd, *greedy])))[len(crowd) :]
+    for request, generation in zip(greedy, generations, strict=True):
+        whole = [*request.token_ids, *generation.token_ids]
+        assert_close(generation.logprobs, logprobs_by(models[0], whole)[2:])
+        with torch.no_grad():
+            likeliest = models[0](torch.tensor([whole])).logits[0].argmax(-1)
+        assert list(generation.token_ids) == likeliest[1:-1].tolist()
+
+
+async def test_logprobs_of_a_text_are_the_models(engine: VllmEngine, models: list[Any]) -> None:
+    ids = [5, 9, 200, 31, 7, 7, 120, 99] * 12
+    for _ in range(2):  # the second time its prefix is cached, which must not matter
+        assert_close(await engine.logprobs_of(ids), logprobs_by(models[0], ids))
+
+
+async def test_the_seed_alone_decides_the_tokens(engine: VllmEngine) -> None:
+    prompt, turn = [8, 30, 41], Turn(30)
+
+    async def draw(seed: int) -> Sequence[int]:
+        return (await engine.generate(prompt, turn, Sampling(), seed)).token_ids
+
+    alone = [await draw(seed) for seed in range(4)]
+    crowd = [GenerateRequest([9, i], Turn(5 + i), Sampling(temperature=0.5), 100 + i) for i in range(60)]
+    others = engine.generate_many(crowd)
+    together = await asyncio.gather(*(draw(seed) for seed in range(4)))
+    await asyncio.gather(*others)
+    assert together == alone
+    assert len({tuple(ids) for ids in alone}) == 4
+
+
+async def test_the_same_list_on_an_idle_engine_gives_the_same_result(engine: VllmEngine) -> None:
+    requests = [GenerateRequest([4, i], Turn(25), Sampling(), i) for i in range(50)]
+    first = await asyncio.gather(*engine.generate_many(requests))
+    second = await asyncio.gather(*engine.generate_many(requests))
+    assert [g.token_ids for g in first] == [g.token_ids for g in second]
+
+
+def mid_token_stop(tokenizer: Any, generation: Generation) -> tuple[int, str] | None:
+    """A stop string first completed inside a token that goes on after it, and that token's index."""
+    for index, token in enumerate(generation.token_ids):
+        text = tokenizer.decode([token])
+        before = tokenizer.decode(generation.token_ids[:index])
+        if len(text) > 3 and text.isascii() and text[:2] not in before + text[:1]:
+            return index, text[:2]
+    return None
+
+
+async def test_a_stop_string_ends_after_its_last_token_whole(engine: VllmEngine, tokenizer: Any) -> None:
+    free = await asyncio.gather(
+        *engine.generate_many([GenerateRequest([12, 13], Turn(60), Sampling(), seed) for seed in range(40)])
+    )
+    cases = [(seed, g, stop) for seed, g in enumerate(free) if (stop := mid_token_stop(tokenizer, g)) is not None]
+    assert len(cases) >= 5
+    stopped = await asyncio.gather(
+        *engine.generate_many(
+            [
+                GenerateRequest([12, 13], Turn(60, (stop, "never this")), Sampling(), seed)
+                for seed, _, (_, stop) in cases
+            ]
+        )
+    )
+    for (_, whole, (last, string)), cut in zip(cases, stopped, strict=True):
+        assert cut.token_ids == whole.token_ids[: last + 1]
+        assert len(cut.logprobs) == len(cut.versions) == last + 1
+        assert cut.text == tokenizer.decode(cut.token_ids)
+        assert not cut.text.endswith(string)
+        assert (cut.finish_reason, cut.stop) == ("stop", string)
+
+
+async def test_end_of_turn_is_sampled_and_kept_and_length_is_told(engine: VllmEngine, tokenizer: Any) -> None:
+    requests = [GenerateRequest([20, 21], Turn(60), Sampling(), seed) for seed in range(100)]
+    generations = await asyncio.gather(*engine.generate_many(requests))
+    ended = [g for g in generations if g.finish_reason == "end_of_turn"]
+    cut = [g for g in generations if g.finish_reason == "length"]
+    assert ended
+    assert cut
+    assert len(ended) + len(cut) == len(generations)
+    assert all(list(g.token_ids).index(tokenizer.eos_token_id) == len(g.token_ids) - 1 for g in ended)
+    assert all(len(g.token_ids) == 60 and tokenizer.eos_token_id not in g.token_ids for g in cut)
+    assert all(g.text == tokenizer.decode(g.token_ids) for g in generations)
+
+
+async def test_what_cannot_fit_is_refused_with_the_key_to_change(engine: VllmEngine) -> None:
+    with pytest.raises(UserError, match="max_context_tokens=256"):
+        await engine.generate([1] * 200, Turn(57), Sampling(), 0)
+    with pytest.raises(UserError, match="0 tokens"):
+        await engine.generate([], Turn(5), Sampling(), 0)
+
+
+async def test_abort_all_ends_requests_and_the_engine_lives(engine: VllmEngine) -> None:
+    await engine.pause()
+    futures = engine.generate_many([GenerateRequest([7, i], Turn(200), Sampling(), i) for i in range(5)])
+    assert await engine.abort_all() == 5
+    await engine.resume()
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
+    assert len((await engine.generate([7], Turn(3), GREEDY, 0)).token_ids) == 3
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+async def test_requests_sleep_and_wake_with_the_engine(engine: VllmEngine) -> None:
+    requests = [GenerateRequest([70 + i, 71], Turn(150), GREEDY, i) for i in range(8)]
+    undisturbed = await asyncio.gather(*engine.generate_many(requests))
+    futures = engine.generate_many(requests)
+    for _ in range(20):
+        await engine._thread.call(lambda: None)
+    await engine.sleep()
+    busy = engine.stats().busy_s
+    late = engine.generate_many(requests[:1])
+    await engine._thread.call(lambda: None)
+    assert engine.stats().busy_s == busy
+    await engine.wake()
+    generations = await asyncio.gather(*futures, *late)
+    assert [g.token_ids for g in generations] == [g.token_ids for g in (*undisturbed, undisturbed[0])]
+
+
+async def test_an_update_reaches_every_weight_and_empties_the_prefix_cache(
+    engine: VllmEngine, models: list[Any], updates: Callable[[int, int], WeightUpdate]
+) -> None:
+    ids = [3, 4, 5, 6] * 30
+    for which, version in ((1, 1), (0, 2)):
+        await engine.generate(ids, Turn(1), GREEDY, 0)
+        cached = engine.stats().cached_prompt_tokens
+        await engine.update_weights(updates(which, version), version)
+        generation = await engine.generate(ids, Turn(40), Sampling(), 1)
+        assert engine.stats().cached_prompt_tokens == cached
+        assert set(generation.versions) == {version}
+        whole = [*ids, *generation.token_ids]
+        assert_close(generation.logprobs, logprobs_by(models[which], whole)[len(ids) :])
+        assert_close(await engine.logprobs_of(whole), logprobs_by(models[which], whole))
+
+
+async def test_requests_in_flight_go_on_across_an_update(
+    engine: VllmEngine, models: list[Any], updates: Callable[[int, int], WeightUpdate]
+) -> None:
+    requests = [GenerateRequest([60 + i, 61], Turn(200), Sampling(), i) for i in range(20)]
+    undisturbed = await asyncio.gather(*engine.generate_many(requests))
+    futures = engine.generate_many(requests)
+    for _ in range(30):  # each round trip lets at least one step pass
+        await engine._thread.call(lambda: None)
+    await engine.pause()
+    update = updates(1, 3)
+    await engine.update_weights(update, 3)
+    await engine.resume()
+    generations = await asyncio.gather(*futures)
+    mixed = 0
+    for request, generation, old in zip(requests, generations, undisturbed, strict=True):
+        versions = np.asarray(generation.versions)
+        split = int((versions < 3).sum())
+        assert (np.diff(versions) >= 0).all()
+        assert generation.token_ids[:split] == old.token_ids[:split]
+        whole = [*request.token_ids, *generation.token_ids]
+        by_old, by_new = (logprobs_by(model, whole)[len(request.token_ids) :] for model in models)
+        assert_close(generation.logprobs, np.concatenate([by_old[:split], by_new[split:]]))
+        mixed += 0 < split < len(versions)
+    assert mixed >= 5
+    await engine.update_weights(updates(0, 4), 4)

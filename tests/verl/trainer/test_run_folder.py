@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from verl.errors import UserError
+from verl.trainer.run_folder import RunFolder
+from verl.trajectory import Trajectory
+
+
+def make(path: Path, config: str = "a: 1\n", *, fresh: bool = False) -> RunFolder:
+    return RunFolder.open(path, config, fresh=fresh)
+
+
+def checkpoint(folder: RunFolder, step: int, *, hugging_face: bool = True) -> Path:
+    path = folder.begin_checkpoint(step)
+    (path / "learner").mkdir()
+    if hugging_face:
+        (path / "hf").mkdir()
+        (path / "hf" / "config.json").write_text("{}")
+    return folder.commit_checkpoint(path, {"step": step})
+
+
+def test_a_folder_of_another_configuration_is_refused_and_fresh_replaces_it(tmp_path: Path) -> None:
+    make(tmp_path / "run").write_json("summary.json", {"steps": 1})
+    with pytest.raises(UserError, match="another configuration"):
+        make(tmp_path / "run", "a: 2\n")
+    assert make(tmp_path / "run").read_json("summary.json") == {"steps": 1}
+    assert make(tmp_path / "run", "a: 2\n", fresh=True).read_json("summary.json") is None
+
+
+def test_fresh_never_deletes_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="no run"):
+        make(tmp_path, fresh=True)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_checkpoint_that_was_not_committed_is_not_resumed_from(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    checkpoint(folder, 10)
+    (folder.begin_checkpoint(20) / "learner").mkdir()
+    again = make(tmp_path / "run")
+    assert [path.name for path in again.resumable()] == ["step_000010"]
+    assert [path.name for path in again.checkpoints.iterdir()] == ["step_000010"], "the leftover is cleared"
+
+
+def test_retention_keeps_the_newest_and_the_weights_of_the_best(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    for step in (10, 20, 30, 40):
+        final = checkpoint(folder, step)
+        if step == 10:
+            folder.link("best_dev", final)
+        folder.retain(2)
+    assert [path.name for path in folder.resumable()] == ["step_000030", "step_000040"]
+    assert (folder.path / "best_dev" / "config.json").exists()
+    assert not (folder.checkpoints / "step_000020").exists()
+    folder.link("best_dev", folder.checkpoints / "step_000040")
+    folder.retain(2)
+    assert not (folder.checkpoints / "step_000010").exists(), "it is neither new nor best any more"
+
+
+def test_trajectories_come_back_as_written_and_old_steps_go(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    trajectory = Trajectory("t1", 0)
+    trajectory.append_prompt([1, 2], "who?")
+    trajectory.append_generated([3], "me", [-0.5], [4], "stop")
+    trajectory.outcome, trajectory.reward = "finished", 1.0
+    for step in range(1, 6):
+        folder.write_trajectories("train", step, [trajectory], keep=2)
+    assert [path.name for path in sorted(folder.trajectories.iterdir())] == [
+        "train_000004.jsonl.gz",
+        "train_000005.jsonl.gz",
+    ]
+    [read] = folder.read_trajectories("train", 5)
+    assert read.to_record() == trajectory.to_record()
+    assert read.policy_mask().tolist() == [False, False, True]

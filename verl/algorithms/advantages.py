@@ -1,0 +1,135 @@
+"""Advantages of whole sequences from their rewards: a statistic of the batch, computed before it is split.
+
+Rewards are ``[s]``, one a sequence; ``groups [s]`` holds the id of each sequence's task. Arithmetic is float64. Two
+rules hold for every estimator that compares within a group: a group whose rewards are all equal gets exactly 0, and
+so does a group of one (its siblings were aborted, say), since there is nothing to compare with. Whitening over the
+batch, where an estimator has it, comes after and may move those zeros a little.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from verl.algorithms.config import AdvantageConfig
+
+
+def group_advantages(
+    rewards: Tensor,
+    groups: Tensor,
+    config: AdvantageConfig,
+    *,
+    lengths: Tensor | None = None,
+    greedy_rewards: Tensor | None = None,
+) -> Tensor:
+    """One advantage a sequence, ``[s]`` in the dtype of ``rewards``. Estimators, with r the reward, m and d the mean
+    and unbiased standard deviation of the group's rewards, n its size:
+
+    - ``grpo``: (r - m) / (d + epsilon) (Shao et al. 2024); ``dr_grpo``: r - m (Liu et al. 2025)
+    - ``rloo``: n / (n - 1) (r - m), the mean of the others as baseline (Ahmadian et al. 2024)
+    - ``reinforce_pp``: r whitened over the policy tokens of the batch; ``reinforce_pp_baseline``: r - m whitened so
+      (Hu 2025)
+    - ``remax``: r - ``greedy_rewards``, the reward of the task's greedy answer (Li et al. 2023)
+    - ``opo``: r - the length-weighted mean of the group (Hao et al. 2025)
+    - ``gpg``: (r - m) S / S', S' the sequences in groups whose rewards differ (Chu et al. 2025)
+    - ``pass_at_k``: what the sequence adds to the best of k, averaged over the draws of k from the group that hold it
+      (Tang et al. 2025; Walder and Karkhanis 2025); k = n gives the best one its lead over the second, the others 0
+
+    ``lengths [s]``, policy tokens of each sequence, is needed by reinforce_pp, reinforce_pp_baseline and opo;
+    ``greedy_rewards [s]`` by remax. Raises ValueError where one is missing, and for ``gae``, which is not a sequence's.
+    """
+    r = rewards.double()
+    index = torch.unique(groups, return_inverse=True)[1]
+    match config.name:
+        case "grpo":
+            centred = r - _group_mean(r, index)
+            return (centred / (_group_std(r, index) + config.epsilon) * _differs(r, index)).to(rewards.dtype)
+        case "dr_grpo":
+            return _centred(r, index).to(rewards.dtype)
+        case "rloo":
+            n = _group_size(r, index)
+            return (_centred(r, index) * n / (n - 1).clamp(min=1)).to(rewards.dtype)
+        case "reinforce_pp":
+            return _whiten(r, _given("lengths", lengths), config.epsilon).to(rewards.dtype)
+        case "reinforce_pp_baseline":
+            return _whiten(_centred(r, index), _given("lengths", lengths), config.epsilon).to(rewards.dtype)
+        case "remax":
+            return (r - _given("greedy_rewards", greedy_rewards).double()).to(rewards.dtype)
+        case "opo":
+            weight = _given("lengths", lengths).double()
+            baseline = _group_sum(r * weight, index) / _group_sum(weight, index).clamp(min=1)
+            return ((r - baseline) * _differs(r, index)).to(rewards.dtype)
+        case "gpg":
+            useful = _differs(r, index)
+            return (_centred(r, index) * len(r) / useful.sum().clamp(min=1)).to(rewards.dtype)
+        case "pass_at_k":
+            return _pass_at_k(r, index, config.k).to(rewards.dtype)
+        case "gae":
+            raise ValueError("gae makes token advantages from a critic's values: call token_credit.gae")
+
+
+def _given(name: str, value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError(f"this advantage needs {name}")
+    return value
+
+
+def _group_sum(values: Tensor, index: Tensor) -> Tensor:
+    """Sum over the group of each sequence, ``[s]`` -> ``[s]``."""
+    groups = int(index.max()) + 1 if len(index) else 0
+    return values.new_zeros(groups).index_add(0, index, values)[index]
+
+
+def _group_size(values: Tensor, index: Tensor) -> Tensor:
+    return _group_sum(torch.ones_like(values), index)
+
+
+def _group_mean(values: Tensor, index: Tensor) -> Tensor:
+    return _group_sum(values, index) / _group_size(values, index)
+
+
+def _group_std(values: Tensor, index: Tensor) -> Tensor:
+    squares = _group_sum((values - _group_mean(values, index)).square(), index)
+    return (squares / (_group_size(values, index) - 1).clamp(min=1)).sqrt()
+
+
+def _differs(values: Tensor, index: Tensor) -> Tensor:
+    """1 where the group's values differ, else 0, ``[s]``; exact, where a computed deviation may round to above 0."""
+    groups = int(index.max()) + 1 if len(index) else 0
+    low = values.new_full((groups,), math.inf).scatter_reduce(0, index, values, "amin")
+    high = values.new_full((groups,), -math.inf).scatter_reduce(0, index, values, "amax")
+    return (high > low)[index].to(values.dtype)
+
+
+def _centred(values: Tensor, index: Tensor) -> Tensor:
+    return (values - _group_mean(values, index)) * _differs(values, index)
+
+
+def _whiten(values: Tensor, lengths: Tensor, epsilon: float) -> Tensor:
+    """Mean 0 and unbiased deviation 1 over tokens, where each of ``lengths [s]`` tokens holds its sequence's value."""
+    weight = lengths.double()
+    tokens = weight.sum()
+    mean = (weight * values).sum() / tokens.clamp(min=1)
+    variance = (weight * (values - mean).square()).sum() / (tokens - 1).clamp(min=1)
+    return (values - mean) / (variance.sqrt() + epsilon)
+
+
+def _pass_at_k(rewards: Tensor, index: Tensor, k: int | None) -> Tensor:
+    """Mean over the k-subsets that hold i of max(subset) - max(subset without i), for each sequence i.
+
+    Sorted upwards, i leads a subset only if it ranks highest in it; rank j < i is then second in C(j, k - 2) of them.
+    """
+    advantages = torch.zeros_like(rewards)
+    for group in range(int(index.max()) + 1 if len(index) else 0):
+        members = (index == group).nonzero().squeeze(1)
+        n = len(members)
+        if n < 2:
+            continue
+        size = min(k or n, n)  # a group that lost samples to an outage draws as many as it has
+        ordered, order = rewards[members].sort()
+        seconds = torch.tensor([float(math.comb(j, size - 2)) for j in range(n)], dtype=rewards.dtype)
+        lead = (ordered[:, None] - ordered[None, :]).tril() @ seconds
+        advantages[members[order]] = lead / math.comb(n - 1, size - 1)
+    return advantages

@@ -1,0 +1,129 @@
+"""The two kinds of actors, as Ray runs them: a learner rank and a rollout worker. Each logs to a file of the run.
+
+Heavy libraries are imported inside the actor's process, after its log is open and its threads are set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verl.algorithms.config import LossConfig
+    from verl.data.samples import TrainingSample
+    from verl.learner.config import LearnerConfig, OptimizerConfig
+    from verl.rollout.engine_config import EngineConfig
+    from verl.rollout.worker import AgentFactory
+    from verl.sync.update import WeightUpdate
+
+
+def log_to(path: Path) -> None:
+    """Send this process's stdout and stderr, also those of native code, to a file of the run."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class LearnerPlace:
+    """Which rank this is, and where rank 0 listens."""
+
+    rank: int
+    world_size: int
+    address: str
+    port: int
+    device: str
+
+
+class LearnerActor:
+    """One FSDP2 rank. Every method is called on all ranks with the same arguments; rank 0's answer is the one used."""
+
+    def __init__(self, *, log: Path) -> None:
+        log_to(log)
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Where the ranks can meet if this one is rank 0: this machine's address in the cluster, and a free port."""
+        import ray
+
+        from verl.cluster.processes import free_port
+
+        address = str(ray.util.get_node_ip_address())
+        return address, free_port(address)
+
+    def start(self, place: LearnerPlace, model_path: str, config: LearnerConfig, *, seed: int, rejected: Path) -> int:
+        """Meet the other ranks, then load and shard the model; answers with the rank once all that is done.
+
+        Batches whose step was skipped, for a loss or gradient that is not finite, are kept in ``rejected``.
+        """
+        import torch
+
+        from verl.learner.distributed import init_process
+        from verl.learner.learner import Learner
+
+        if place.device == "cpu":
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        init_process(place.rank, place.world_size, place.address, place.port, place.device)
+        self._learner = Learner(model_path, config, seed=seed, rejected_folder=rejected)
+        self._rank = place.rank
+        return self._rank
+
+    def begin_phase(self, optimizer: OptimizerConfig, loss: LossConfig, total_steps: int) -> None:
+        """See ``Learner.begin_phase``."""
+        self._learner.begin_phase(optimizer, loss, total_steps)
+
+    def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
+        """See ``Learner.update``."""
+        return self._learner.update(samples, temperature=temperature)
+
+    def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
+        """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them."""
+        import torch
+
+        from verl.sync.carrier import publish
+
+        weights = self._learner.named_weights(getattr(torch, dtype))
+        if self._rank == 0:
+            return publish(weights, version, folder)
+        for _ in weights:  # the other ranks take part in each gather
+            pass
+        return None
+
+    def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
+        """The most likely next token of each prompt, its log-prob, and its lead over the second: for the canary."""
+        from verl.learner.probe import next_tokens
+
+        return next_tokens(self._learner, prompts)
+
+    def save(self, folder: str, *, hugging_face: bool) -> str:
+        """Write ``learner/`` and, if asked, ``hf/`` into a folder; returns the hash of the weights."""
+        self._learner.save_checkpoint(Path(folder) / "learner")
+        if hugging_face:
+            self._learner.save_hf(Path(folder) / "hf")
+        return self._learner.weights_hash()
+
+    def load(self, folder: str) -> None:
+        """Continue from what ``save`` wrote."""
+        self._learner.load_checkpoint(Path(folder) / "learner")
+
+
+def make_rollout_actor_class() -> type:
+    """The rollout worker as an actor class. A function, because Ray needs the class whose methods are async."""
+    from verl.rollout.worker import RolloutWorker
+
+    class RolloutActor(RolloutWorker):
+        """One engine and its episodes in a process of their own."""
+
+        def __init__(
+            self, model_path: str, config: EngineConfig, agent: AgentFactory, *, log: Path, **options: Any
+        ) -> None:
+            log_to(log)
+            super().__init__(model_path, config, agent, **options)
+
+    return RolloutActor

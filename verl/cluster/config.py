@@ -1,0 +1,36 @@
+"""Where processes run. No torch, no Ray: a wrong value is reported at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The Ray cluster and what the run's processes ask of it."""
+
+    address: str = "local"
+    """``local`` starts a Ray of the run's own on this machine; ``auto`` or HOST:PORT joins a running cluster."""
+    learner_ranks: int = 1
+    """FSDP2 ranks, one process each: the number of GPUs that learn, or 1 on a laptop."""
+    gpus_per_process: float = 0.0
+    """GPUs that each learner rank and each rollout worker asks for; 0 runs on CPU, 0.5 lets the two share a GPU."""
+    gpu_memory_gib: float = 80.0
+    """Memory of one GPU, in GiB: what the plan checks sizes against. 80 is an A100 or H100."""
+    learner_threads: int = 2
+    """CPU threads of each learner rank: the cores of a laptop, since learner and rollout take turns."""
+    object_store_mib: int = 256
+    """Shared memory of a local Ray, in MiB: several times the trajectories of one step."""
+    start_timeout_s: float = 120.0
+    """Seconds until every learner rank must be ready; then the error names what the cluster lacks."""
+
+    def __post_init__(self) -> None:
+        for key in ("learner_ranks", "learner_threads"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
+        if self.gpus_per_process < 0:
+            raise UserError(f"gpus_per_process is {self.gpus_per_process}: write 0 for CPU, or a share of a GPU")
+        if self.object_store_mib < 80:
+            raise UserError(f"object_store_mib is {self.object_store_mib}: Ray needs 80 or more")

@@ -1,0 +1,79 @@
+"""Small facts about processes on one machine: thread counts, ports, logs. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from pathlib import Path
+
+from verl.errors import UserError
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment variables that hold a process to ``threads`` compute threads, for a child before it imports torch.
+
+    Idle OpenMP threads sleep at once instead of spinning: on few cores the spinning of one process is the other's time.
+    """
+    if threads < 1:
+        raise UserError(f"threads is {threads}: write 1 or more")
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "NUMEXPR_NUM_THREADS": count,
+        "RAYON_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use: its CPU affinity, or less where a container's quota allows less."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    return allowed if limit == "max" else max(1, min(allowed, int(limit) // int(period)))
+
+
+def available_memory_gib() -> float:
+    """Memory that processes can still take: what the kernel calls available, or less where a container allows less."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) << 10
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.stat"
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        taken = dict(line.split() for line in used.read_text().splitlines())
+        free = min(free, int(text) - int(taken["anon"]) - int(taken["shmem"]))  # cached files give way
+    return free / 2**30
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago. Prefer port 0 where the server can announce what it got."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError if a server could not listen on ``host:port`` now. Port 0 (any free one) always passes."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"port {port} on {host} is in use; stop what listens there, or write port=0") from error
+            raise UserError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a text file, for an error message; says so if there is no such file."""
+    if not log.is_file():
+        return f"(no log at {log})"
+    with log.open(errors="replace") as stream:
+        return "".join(deque(stream, maxlen=lines)).rstrip()

@@ -1,0 +1,152 @@
+"""Ray for one run: a cluster of its own (or one that runs already), actors that are ready within a bound, and an end.
+
+A local cluster declares exactly the logical CPUs that the run's actors ask for, so that a small machine can host them
+all; real threads are set per process. What does not fit is an error that names the shortage, not an endless wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any
+
+from verl.cluster.config import ClusterConfig
+from verl.errors import InfrastructureError, UserError
+
+# Ray's own services that a run has no use for; each costs start-up time and outlives a killed driver.
+_QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    # Ray would start workers at niceness 15: on a shared machine the run would then wait for everything else.
+    "RAY_worker_niceness": "0",
+}
+
+
+class RayRuntime:
+    """Start with ``with``; actors made through it die with it."""
+
+    def __init__(self, config: ClusterConfig, num_actors: int, folder: Path) -> None:
+        """``num_actors`` is how many logical CPUs a local cluster declares: each actor asks for one.
+
+        ``folder`` takes a local cluster's session files and sockets; its path must be short.
+        """
+        self._config = config
+        self._num_actors = num_actors
+        self._folder = folder
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> RayRuntime:
+        for key, value in _QUIET.items():
+            os.environ.setdefault(key, value)
+        import ray
+
+        local: dict[str, Any] = {}
+        if self._config.address == "local":
+            local = {
+                "num_cpus": self._num_actors,
+                "include_dashboard": False,
+                "object_store_memory": self._config.object_store_mib << 20,
+                "_temp_dir": str(self._folder),
+            }
+        try:
+            ray.init(
+                address=self._config.address,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                namespace=f"sleuth-{os.getpid()}",
+                **local,
+            )
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise InfrastructureError(f"Ray did not start (cluster.address={self._config.address}): {error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        ray.shutdown()
+
+    def actor(self, cls: type, name: str, threads: int, *args: Any, ranks: int = 1, **kwargs: Any) -> Any:
+        """Start an actor in its own process, with its threads set before anything is imported there.
+
+        ``ranks`` is how many processes' GPUs it asks for: those of a tensor-parallel engine.
+        """
+        import ray
+
+        from verl.cluster.processes import thread_environment
+
+        handle = (
+            ray.remote(cls)
+            .options(
+                name=name,
+                num_cpus=1,
+                num_gpus=self._config.gpus_per_process * ranks,
+                runtime_env={"env_vars": thread_environment(threads)},
+            )
+            .remote(*args, **kwargs)
+        )
+        self._actors.append(handle)
+        return handle
+
+    async def ready(
+        self, what: str, answers: Sequence[Awaitable[Any]], timeout_s: float, logs: Sequence[Path]
+    ) -> list[Any]:
+        """Wait until all actors answered, and return their answers.
+
+        Raises InfrastructureError that names a shortage, or the actor's own error.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.gather(*answers)
+        except TimeoutError:
+            raise InfrastructureError(f"{what} not ready after {timeout_s:.0f} s: {_shortage()}") from None
+        except Exception as error:
+            raise first_cause(error, what, logs) from error
+
+
+def first_cause(error: Exception, what: str, logs: Sequence[Path]) -> Exception:
+    """An error that crossed a process border, as the one it was: a UserError or InfrastructureError of ours, or any."""
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    where = f" (log: {', '.join(str(log) for log in logs)})" if logs else ""
+    if logs and isinstance(error, RayError):
+        with open(logs[0], "a") as log:
+            log.write(f"{error}\n")  # the traceback of the other process, which it did not print itself
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if type(cause).__module__ == "verl.errors":
+            return type(cause)(f"{cause}{where}")
+        return InfrastructureError(f"{what}: {type(cause).__name__}: {cause}{where}")
+    if isinstance(error, RayActorError):
+        return _death(str(error), what, where)
+    return error
+
+
+def _death(text: str, what: str, where: str) -> Exception:
+    """The error of an actor that died: of its constructor if that raised, which Ray gives as text only."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    if "creation task" not in lines[0]:
+        return InfrastructureError(f"{what}: its process died: killed, out of memory, or a crash in native code{where}")
+    for kind in (UserError, InfrastructureError):
+        marker = f"{kind.__module__}.{kind.__name__}: "
+        if lines[-1].startswith(marker):
+            return kind(f"{lines[-1].removeprefix(marker)}{where}")
+    return InfrastructureError(f"{what}: {lines[-1]}{where}")
+
+
+def _shortage() -> str:
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if total.get(kind)]
+    state = ", ".join(f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s free" for kind in kinds)
+    return f"the cluster has {state}; lower cluster.learner_ranks, rollout.workers or cluster.gpus_per_process"

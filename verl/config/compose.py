@@ -1,0 +1,150 @@
+"""Presets and command-line overrides in, one plain dict out. Hydra only composes; ``verl.config.build`` checks.
+
+YAML holds presets, not every key, so an override may name a key that no preset mentions: it is passed to Hydra as one
+to add, and whether it exists is decided against the dataclasses. Hydra is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl.config.nearest import nearest
+from verl.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
+    """The preset ``config_name`` (a file of ``config_dir``, without its ending) with ``overrides`` in Hydra's grammar.
+
+    Raises UserError: no such preset or group choice (with the nearest one), an override that cannot be parsed, a value
+    left open (``???``), an interpolation that leads nowhere.
+    """
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_choice("config", config_name, _choices(config_dir))
+    written = [_for_hydra(override, config_dir) for override in parse(overrides)]
+    try:
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            config = _composed(config_name, written, config_dir)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError("\n".join(f"{key}: has no value; write {key}=..." for key in missing))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{config_dir / config_name}.yaml: must be a mapping of keys")
+    return {str(key): value for key, value in plain.items()}
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar. Raises UserError with one line for each that cannot be read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed, faults = OverridesParser.create(), [], []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            remedy = "quote a value that holds spaces, brackets or ~" if "=" in text else f"write {text}=VALUE"
+            faults.append(f"{text}: cannot be read as an override (key=value); {remedy}")
+    if faults:
+        raise UserError("\n".join(faults))
+    return parsed
+
+
+def expand_grid(overrides: Sequence[str]) -> list[list[str]]:
+    """Each combination of the values that are swept (``seed=1,2``), in order; the last key varies fastest."""
+    axes: list[list[str]] = []
+    for text, override in zip(overrides, parse(overrides), strict=True):
+        if override.is_sweep_override():
+            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([text])
+    return [list(combination) for combination in product(*axes)]
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """YAML text with the keys in their order."""
+    import yaml
+
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_hash(resolved: Mapping[str, Any], ignore: Iterable[str] = ()) -> str:
+    """12 hexadecimal digits that two configurations share exactly if they are equal but for the dotted keys ``ignore``.
+
+    The order of keys does not matter; 1 and 1.0 differ.
+    """
+    kept = _without(resolved, "", frozenset(ignore))
+    text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without(data: Any, path: str, ignore: frozenset[str]) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    named = {key: f"{path}.{key}" if path else str(key) for key in data}
+    return {key: _without(value, named[key], ignore) for key, value in data.items() if named[key] not in ignore}
+
+
+def _for_hydra(override: Override, config_dir: Path) -> str:
+    """The override as Hydra wants it: a group choice as it is (once checked), any other key as one that may be new."""
+    text = str(override.input_line)
+    if override.is_sweep_override():
+        raise UserError(f"{text}: several values are a grid; write -m before it, or quote them to make them one")
+    group = str(override.key_or_group)
+    folder = config_dir / group
+    if not folder.is_dir():
+        return text if override.is_delete() or override.is_add() or override.is_force_add() else f"++{text}"
+    choice = override.value()
+    if isinstance(choice, str) and not override.is_delete():
+        _check_choice(group, choice, _choices(folder))
+    return text
+
+
+def _composed(config_name: str, written: list[str], config_dir: Path) -> DictConfig:
+    """What Hydra makes of it. A group that the preset does not choose (``hardware=gpu8``) comes last of all."""
+    from hydra import compose as hydra_compose
+    from hydra.errors import ConfigCompositionException
+
+    try:
+        return hydra_compose(config_name, written)
+    except ConfigCompositionException as error:
+        groups = [text for text in written if (config_dir / text.partition("=")[0]).is_dir()]
+        lacking = [text for text in groups if f"'{text.partition('=')[0]}'" in str(error)]
+        if not lacking:
+            raise
+    return _composed(config_name, [f"+{text}" if text in lacking else text for text in written], config_dir)
+
+
+def _check_choice(group: str, choice: str, known: list[str]) -> None:
+    if choice not in known:
+        listing = ", ".join(known) or "none"
+        raise UserError(f"{group}={choice}: no such preset{nearest(choice, known)}; there are: {listing}")
+
+
+def _choices(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _one_line(error: Exception) -> str:
+    """The first informative line of a Hydra message, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,55 @@
+"""What the learner trains on: one trajectory as arrays, with the credit that ASSIGN gave its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from verl.trajectory import BoolArray, FloatArray, IntArray, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One sequence. Arrays are ``[tokens]``; a value at position t speaks of token t given the tokens before it.
+
+    Position 0 is never a policy token (a prompt comes first), so each policy token has a context.
+    """
+
+    token_ids: IntArray
+    policy_mask: BoolArray
+    """True where the policy chose the token; losses, KL, entropy and metrics count these and no others."""
+    advantages: FloatArray
+    """Credit of each token (or the weight of each token for ``weighted_nll``); 0 where the mask is False."""
+    rollout_logprobs: FloatArray
+    """Log-prob under the distribution that sampled; 0 where the mask is False (and everywhere for recorded traces)."""
+    group: int = 0
+    """Index of its group within the batch: samples of one task share it."""
+    staleness: int = 0
+    """Weight versions between its oldest token and the weights being trained; 0 when exactly on-policy."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_policy_tokens(self) -> int:
+        """How many tokens the loss counts."""
+        return int(self.policy_mask.sum())
+
+    @classmethod
+    def from_trajectory(
+        cls, trajectory: Trajectory, advantages: FloatArray | float, *, group: int = 0, version: int = 0
+    ) -> TrainingSample:
+        """Read a trajectory; a scalar ``advantages`` is given to every policy token. ``version`` is the learner's."""
+        if trajectory.outcome == "aborted":
+            raise ValueError(f"task {trajectory.task_id}: an aborted trajectory must never be trained on")
+        mask = trajectory.policy_mask()
+        oldest = trajectory.oldest_version()
+        return cls(
+            token_ids=trajectory.token_ids(),
+            policy_mask=mask,
+            advantages=np.where(mask, np.asarray(advantages, dtype=np.float32), np.float32(0)),
+            rollout_logprobs=trajectory.rollout_logprobs(),
+            group=group,
+            staleness=0 if oldest is None else version - oldest,
+        )

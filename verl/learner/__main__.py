@@ -1,0 +1,146 @@
+"""One rank of a learner without a cluster: optimizer steps on a file of trajectories, one JSON line of numbers a step.
+
+    torchrun --nproc-per-node 8 -m verl.learner MODEL TRAJECTORIES.jsonl learner.compute_dtype=bfloat16
+
+The way to profile the learner, and to measure it on a machine that has a GPU and nothing else of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from verl.algorithms.advantages import group_advantages
+from verl.algorithms.config import AdvantageConfig, LossConfig
+from verl.config.build import build
+from verl.data.samples import TrainingSample
+from verl.errors import UserError
+from verl.learner.config import LearnerConfig, OptimizerConfig
+from verl.learner.distributed import init_process
+from verl.learner.learner import Learner
+from verl.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line can set as ``key=value``."""
+
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Precision, memory, packing."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    """How rewards become advantages; trajectories without a reward get 1."""
+    temperature: float = 1.0
+    """The temperature that the trajectories were sampled with."""
+
+
+def parse_settings(overrides: Sequence[str]) -> Settings:
+    """``["optimizer.learning_rate=1e-5"]`` to settings; values are JSON or words. Raises UserError for a bad key."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"{override}: write key=value, such as learner.compute_dtype=bfloat16")
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = _value(value)
+    return build(Settings, tree)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a word
+
+
+def read_samples(path: Path, config: AdvantageConfig) -> list[TrainingSample]:
+    """Trajectories of a jsonl file as training samples; the samples of one task are a group."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    trajectories = [Trajectory.from_record(json.loads(line)) for line in lines if line.strip()]
+    usable = [trajectory for trajectory in trajectories if trajectory.outcome != "aborted"]
+    if not usable:
+        raise UserError(f"{path}: no usable trajectory in it")
+    numbers = {task: number for number, task in enumerate(dict.fromkeys(t.task_id for t in usable))}
+    groups = [numbers[trajectory.task_id] for trajectory in usable]
+    advantages = torch.ones(len(usable), dtype=torch.float64)
+    if all(trajectory.reward is not None for trajectory in usable):
+        rewards = torch.tensor([trajectory.reward for trajectory in usable], dtype=torch.float64)
+        lengths = torch.tensor([trajectory.num_policy_tokens for trajectory in usable])
+        advantages = group_advantages(rewards, torch.tensor(groups), config, lengths=lengths)
+    rows = zip(usable, advantages.tolist(), groups, strict=True)
+    return [TrainingSample.from_trajectory(t, advantage, group=group) for t, advantage, group in rows]
+
+
+def join_group() -> str:
+    """Join the group that torchrun describes in the environment (alone without it); returns the device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29571"))
+    init_process(rank, world_size, address, port, device)
+    return device
+
+
+def timed_update(learner: Learner, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
+    """One update with its wall time, tokens a second, TFLOP/s a rank by formula, and the peak of GPU memory."""
+    start = time.perf_counter()
+    metrics = learner.update(samples, temperature)  # reads numbers back, so it has ended on the device too
+    seconds = time.perf_counter() - start
+    flops = learner.training_flops(samples) / dist.get_world_size()
+    metrics |= {"seconds": seconds, "tokens_per_second": sum(map(len, samples)) / seconds}
+    metrics["tflops_per_rank"] = flops / seconds / 1e12
+    if learner.device.type == "cuda":
+        metrics["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return metrics
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, load, step, print."""
+    parser = argparse.ArgumentParser(prog="python -m verl.learner", description=__doc__)
+    parser.add_argument("model", type=Path, help="Hugging Face model folder")
+    parser.add_argument("trajectories", type=Path, help="jsonl file of trajectory records")
+    parser.add_argument("--steps", type=int, default=1, help="updates on the same batch; the first one warms up")
+    parser.add_argument("--load", type=Path, help="continue from this checkpoint")
+    parser.add_argument("--save", type=Path, help="write a checkpoint there at the end")
+    parser.add_argument("overrides", nargs="*", help="key=value: learner.*, optimizer.*, loss.*, advantage.*")
+    options = parser.parse_args(arguments)
+    settings = parse_settings(options.overrides)
+    samples = read_samples(options.trajectories, settings.advantage)
+    join_group()
+    learner = Learner(options.model, settings.learner, seed=0)
+    if options.load:
+        learner.load_checkpoint(options.load)
+    else:
+        learner.begin_phase(settings.optimizer, settings.loss, options.steps)
+    for _ in range(options.steps):
+        metrics = timed_update(learner, samples, settings.temperature)
+        if dist.get_rank() == 0:
+            print(json.dumps(metrics), flush=True)
+    if options.save:
+        learner.save_checkpoint(options.save)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

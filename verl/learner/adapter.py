@@ -1,0 +1,65 @@
+"""LoRA by ``peft``: adapters in a model's linear layers, switched off for the reference, merged on the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from verl.learner.config import LoraConfig
+
+_NAME = "default"  # what peft calls an adapter that was given no name
+_BASE = ".base_layer"
+
+
+def add_adapter(lm: nn.Module, config: LoraConfig) -> None:
+    """Give every linear layer of the decoder (or those named) an adapter; nothing else stays trainable."""
+    targets = list(config.targets) or "all-linear"
+    inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), lm)
+
+
+def adapter_layers(lm: nn.Module) -> dict[str, LoraLayer]:
+    """Layers that have an adapter, by Hugging Face name."""
+    return {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+
+
+def saved_name(name: str) -> str | None:
+    """The Hugging Face name of a parameter of a model with adapters; None for a weight of an adapter."""
+    return None if ".lora_" in name else name.replace(_BASE, "")
+
+
+def init_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The whole initial weight of an adapter: B is zero, A uniform as LoRA's authors have it; equal on every rank."""
+    if ".lora_B" in name:
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@contextmanager
+def adapter_off(lm: nn.Module) -> Iterator[None]:
+    """Inside, the model computes as without its adapter. Scaling by 0 leaves sharding and gradients alone."""
+    layers = adapter_layers(lm).values()
+    for layer in layers:
+        layer.set_scale(_NAME, 0.0)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_scale(_NAME, 1.0)
+
+
+def merged(layer: LoraLayer, base: Tensor) -> Tensor:
+    """The whole base weight plus what the adapter adds to it. Collective."""
+    down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+    assert isinstance(down, DTensor)
+    assert isinstance(up, DTensor)
+    return base + layer.scaling[_NAME] * (up.full_tensor() @ down.full_tensor())

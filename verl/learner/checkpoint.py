@@ -1,0 +1,110 @@
+"""Checkpoints of a learner: sharded tensors by torch's distributed checkpoint, and a small JSON of progress.
+
+A checkpoint is written beside its place and renamed when complete, so a folder of the final name is always whole.
+Tensors are stored by Hugging Face name with their global shape: another number of ranks can load them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.tensor import DTensor
+
+from verl.errors import UserError
+
+_PROGRESS = "learner.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of ``folder`` once the block ends without an error.
+
+    Collective: every rank enters and leaves; rank 0 makes, renames and deletes.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
+    if dist.get_rank() == 0:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    yield partial
+    dist.barrier()
+    if dist.get_rank() == 0:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def save(
+    folder: Path,
+    weights: Mapping[str, DTensor],
+    frozen: Mapping[str, DTensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+) -> None:
+    """Write trained weights with their moments, frozen weights, random state, and ``progress`` as JSON. Collective.
+
+    To be called inside ``written_whole``.
+    """
+    state = _state(weights, frozen, optimizer)
+    state["rng"] = torch.get_rng_state()
+    taken = [int(group_state["step"]) for group_state in optimizer.state.values()]
+    record = {**progress, "adam_steps": taken[0] if taken else 0}
+    save_distributed(state, checkpoint_id=folder)
+    if dist.get_rank() == 0:
+        (folder / _PROGRESS).write_text(json.dumps(record, indent=1))
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The ``progress`` that was saved. Raises UserError where there is no whole checkpoint."""
+    path = folder / _PROGRESS
+    if not path.is_file():
+        raise UserError(f"{folder}: no {_PROGRESS} there; give the folder of a checkpoint")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def load(
+    folder: Path, weights: Mapping[str, DTensor], frozen: Mapping[str, DTensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Fill both kinds of weights, the optimizer's state and the random state in place. Collective."""
+    adam_steps = read_progress(folder)["adam_steps"]
+    if adam_steps:
+        _fill_state(weights, optimizer, adam_steps)
+    state = _state(weights, frozen, optimizer)
+    state["rng"] = torch.get_rng_state()
+    load_distributed(state, checkpoint_id=folder)
+    torch.set_rng_state(state["rng"])
+
+
+def _state(
+    weights: Mapping[str, DTensor], frozen: Mapping[str, DTensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {f"weight.{name}": parameter.detach() for name, parameter in weights.items()}
+    state.update({f"frozen.{name}": parameter.detach() for name, parameter in frozen.items()})
+    for name, parameter in weights.items():
+        moments = optimizer.state.get(parameter, {})
+        state.update({f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moment in moments})
+    return state
+
+
+def _fill_state(weights: Mapping[str, DTensor], optimizer: torch.optim.Optimizer, adam_steps: int) -> None:
+    """Give AdamW the state it would have after ``adam_steps``, with moments to be loaded into."""
+    for parameter in weights.values():
+        step = torch.tensor(float(adam_steps), device=parameter.device)
+        moments: dict[str, Tensor] = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+        optimizer.state[parameter] = {"step": step, **moments}

@@ -1,0 +1,113 @@
+"""What the learner can be told: how it steps (``OptimizerConfig``) and how it computes (``LearnerConfig``).
+
+The loss is told by ``verl.algorithms.config.LossConfig``. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from verl.algorithms.config import ValueLossConfig
+from verl.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule for one phase of training (warm-up, reinforcement)."""
+
+    learning_rate: float = 1e-6
+    """Peak step size of AdamW. 1e-6 is what full fine-tuning of 1-7 B models by reinforcement commonly uses."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running mean and running square, per step; torch's defaults."""
+    weight_decay: float = 0.01
+    """Decoupled decay per step, times the learning rate; 0.01 as in AdamW's paper."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly from 0 to its peak; 0 starts at the peak."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After the rise: stay at the peak, or fall linearly to ``final_lr_fraction`` of it at the phase's last step."""
+    final_lr_fraction: float = 0.0
+    """Where ``linear`` ends, as a fraction of the peak; unused by ``constant``."""
+    grad_clip: float = 1.0
+    """Bound on the global 2-norm of the gradient; a larger gradient is scaled down to it. 1.0 is the field's habit."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate}: write a number above 0")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"betas={list(self.betas)}: write two numbers in [0, 1)",
+        )
+        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: write 0 or more")
+        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: write 0 or more")
+        _require(0 <= self.final_lr_fraction <= 1, f"final_lr_fraction={self.final_lr_fraction}: write 0 to 1")
+        _require(self.grad_clip > 0, f"grad_clip={self.grad_clip}: write a number above 0 (inf for no clipping)")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights (Hu et al. 2021): little optimizer memory, a reference for nothing."""
+
+    rank: int = 32
+    """Rank of what is added to a weight matrix. Reinforcement carries little information a step: 8 to 32 is enough."""
+    alpha: int = 64
+    """What is added is scaled by alpha / rank; twice the rank is the field's habit."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers to adapt (``q_proj``, ``up_proj``); empty adapts all of the decoder."""
+    seed: int = 0
+    """Seed of the adapters' initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"lora.rank={self.rank}: write 1 or more")
+        _require(self.alpha >= 1, f"lora.alpha={self.alpha}: write 1 or more")
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value model of PPO; read where ``advantage.name`` is gae."""
+
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    """Its own AdamW; ten times the policy's usual rate, since values start from nothing."""
+    loss: ValueLossConfig = field(default_factory=ValueLossConfig)
+    """How values move towards returns."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How a batch becomes steps, and in which precision and memory it is computed."""
+
+    max_tokens_per_microbatch: int = 16384
+    """Hard cap on the tokens of one forward pass on one rank: bounds memory. A longer sequence is refused."""
+    updates_per_batch: int = 1
+    """Optimizer steps a batch is split into. With 1 the old log-probs are the current ones: no extra forward pass."""
+    parameter_dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the weights that the optimizer holds. float64 is for exactness tests."""
+    compute_dtype: Precision = "float32"
+    """Precision of forward and backward; gradients are summed over ranks in ``parameter_dtype``. bfloat16 on GPUs."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: activation memory falls, compute rises by about a third."""
+    shard_ranks: int | None = None
+    """Ranks that one copy of the weights is sharded over; other ranks hold further copies. Null is all of them."""
+    sequence_ranks: int = 1
+    """Neighbouring ranks that compute one micro-batch together, each a slice of its tokens: for contexts too long for
+    one GPU. The cap then holds for each of them. Must divide the number of attention heads."""
+    max_logits_mib: int = 256
+    """Bound on the logits held at once by the LM head, in MiB; above it, chunks are recomputed in the backward pass."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; null trains all. Weights leave with the adapter merged in."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """The critic's optimizer and loss; there is a critic only where the advantage needs one."""
+    max_skipped_steps: int = 3
+    """Steps in a row that a non-finite loss or gradient may skip; one more raises ``NonFiniteError``."""
+
+    def __post_init__(self) -> None:
+        for key in ("max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks"):
+            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: write 1 or more")
+        _require(self.shard_ranks is None or self.shard_ranks >= 1, f"shard_ranks={self.shard_ranks}: write 1 or more")
+        _require(self.max_skipped_steps >= 0, f"max_skipped_steps={self.max_skipped_steps}: write 0 or more")

@@ -1,0 +1,101 @@
+"""The critic of PPO: a value model with an optimizer of its own, and the token advantages made from its values.
+
+A sample that is trained with a critic carries its reward where others carry their advantage: the ``advantages`` of its
+policy tokens are its reward, and are replaced here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from verl.algorithms.config import AdvantageConfig
+from verl.algorithms.token_credit import gae_advantages, rewards_at_end
+from verl.algorithms.tokens import Totals
+from verl.algorithms.value_loss import explained_variance, value_objective
+from verl.data.batch import PackedBatch
+from verl.data.samples import TrainingSample
+from verl.learner.config import CriticConfig, LearnerConfig
+from verl.learner.distributed import Layout
+from verl.learner.engine import Engine
+from verl.learner.flops import FlopsModel
+from verl.learner.loading import load_value_model
+from verl.learner.metrics import combine_steps
+from verl.trajectory import FloatArray
+
+
+class Critic:
+    """Values of a phase that trains with GAE. Starts from the weights of the model that was loaded."""
+
+    def __init__(self, model_path: Path, config: LearnerConfig, layout: Layout, rejected_folder: Path | None) -> None:
+        self._config: CriticConfig = config.critic
+        self._model = load_value_model(model_path, config, layout)
+        self._engine = Engine(self._model.weights, FlopsModel.of(self._model.lm), config, layout, rejected_folder)
+        self._updates_per_batch = config.updates_per_batch
+
+    def begin_phase(self, total_steps: int) -> None:
+        """Start with a fresh optimizer; ``total_steps`` is the policy's."""
+        self._engine.begin_phase(self._config.optimizer, total_steps)
+
+    def advantages(
+        self, samples: Sequence[TrainingSample], config: AdvantageConfig
+    ) -> tuple[list[TrainingSample], dict[str, list[FloatArray]], float]:
+        """Samples with token advantages, the columns ``update`` needs, and the share of variance that values explain.
+
+        The reward of a sample stands on its last policy token.
+        """
+        values = self._engine.evaluate(self._model, samples, self._model)
+        masks = [sample.policy_mask for sample in samples]
+        flat = torch.as_tensor(np.concatenate([v[m] for v, m in zip(values, masks, strict=True)]), dtype=torch.float64)
+        sequence = torch.as_tensor(np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks]))
+        rewards = torch.tensor([s.advantages[s.policy_mask][-1] for s in samples], dtype=torch.float64)
+        advantages, returns = gae_advantages(rewards_at_end(rewards, sequence), flat, sequence, config)
+        credited = [
+            replace(sample, advantages=column)
+            for sample, column in zip(samples, _columns(advantages, masks), strict=True)
+        ]
+        return credited, {"values": values, "returns": _columns(returns, masks)}, explained_variance(flat, returns)
+
+    def update(self, samples: Sequence[TrainingSample], columns: dict[str, list[FloatArray]]) -> dict[str, float]:
+        """Move values towards returns, in as many steps as the policy takes. Metrics begin with ``critic_``."""
+        steps = []
+        for rows in np.array_split(np.arange(len(samples)), min(self._updates_per_batch, len(samples))):
+            chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
+            steps.append(self._take_step([samples[i] for i in rows], chosen))
+        return {f"critic_{name}": value for name, value in combine_steps(steps).items()}
+
+    def _take_step(self, samples: Sequence[TrainingSample], columns: dict[str, list[FloatArray]]) -> dict[str, float]:
+        totals = Totals.count([sample.num_policy_tokens for sample in samples])
+
+        def objective(batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            values = self._model(batch)
+            old, returns = (batch.columns[name].to(values.dtype) for name in ("values", "returns"))
+            share = value_objective(values, old, returns, totals, self._config.loss)
+            return share.loss, {**share.metrics, "loss": share.loss.detach()}
+
+        return self._engine.step(samples, columns, objective)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule. Collective; inside ``written_whole``."""
+        self._engine.save(folder, {}, {})
+
+    def load(self, folder: Path) -> None:
+        """Continue where ``save`` was called. Collective."""
+        self._engine.load(folder, {})
+
+
+def _columns(values: Tensor, masks: Sequence[npt.NDArray[np.bool_]]) -> list[FloatArray]:
+    """``[n]`` values of policy tokens as one ``[tokens]`` array a sample, 0 where its mask is False."""
+    parts = np.split(values.numpy().astype(np.float32), np.cumsum([int(mask.sum()) for mask in masks])[:-1])
+    columns = []
+    for part, mask in zip(parts, masks, strict=True):
+        column = np.zeros(len(mask), dtype=np.float32)
+        column[mask] = part
+        columns.append(column)
+    return columns

@@ -1,0 +1,98 @@
+"""The ranks of a learner: their process group, and who shards, replicates and splits what.
+
+shard       the weights of one copy lie in pieces on ``shard_ranks`` ranks (FSDP2); other ranks hold other copies
+sequence    ``sequence_ranks`` neighbours compute one micro-batch together, each a slice of its tokens (Ulysses)
+data        groups of such neighbours compute different micro-batches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from verl.errors import UserError
+from verl.learner.config import LearnerConfig
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+def init_process(rank: int, world_size: int, address: str, port: int, device: str = "cpu") -> None:
+    """Join the group of ``world_size`` ranks that meet at ``address:port``: gloo on ``cpu``, nccl on ``cuda``.
+
+    Call once a process, before a ``Learner`` is made. With ``cuda``, set the current device first.
+    """
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=_TIMEOUT,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This rank's place among all."""
+
+    mesh: DeviceMesh
+    """What FSDP2 shards over: ``[shard]``, or ``[replicate, shard]`` where there is more than one copy."""
+    device: torch.device
+    """Where this rank computes."""
+    data_rank: int
+    """Which of the ``data_ranks`` shares of micro-batches is this rank's."""
+    data_ranks: int
+    sequence_rank: int
+    """Which slice of its micro-batches' tokens is this rank's."""
+    sequence_ranks: int
+    sequence_group: dist.ProcessGroup | None
+    """The neighbours that share its micro-batches; None where there are none."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether this rank's metrics count: its neighbours have the same ones."""
+        return self.sequence_rank == 0
+
+
+def make_layout(config: LearnerConfig) -> Layout:
+    """Divide all ranks as ``config`` says. Collective. Raises UserError where they do not divide."""
+    kind, ranks, rank = "cuda" if dist.get_backend() == "nccl" else "cpu", dist.get_world_size(), dist.get_rank()
+    shard, sequence = config.shard_ranks or ranks, config.sequence_ranks
+    for key, value in (("shard_ranks", shard), ("sequence_ranks", sequence)):
+        if ranks % value:
+            raise UserError(f"learner.{key}={value} does not divide {ranks} learner ranks: write a divisor of {ranks}")
+    if shard == ranks:
+        mesh = init_device_mesh(kind, (ranks,), mesh_dim_names=("shard",))
+    else:
+        mesh = init_device_mesh(kind, (ranks // shard, shard), mesh_dim_names=("replicate", "shard"))
+    group = None
+    if sequence > 1:
+        group = init_device_mesh(kind, (ranks // sequence, sequence), mesh_dim_names=("data", "sequence")).get_group(1)
+    return Layout(
+        mesh=mesh,
+        device=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu"),
+        data_rank=rank // sequence,
+        data_ranks=ranks // sequence,
+        sequence_rank=rank % sequence,
+        sequence_ranks=sequence,
+        sequence_group=group,
+    )
+
+
+def reduce_over_ranks(metrics: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, float]:
+    """Add scalars over all ranks that count, in float64, except ``*_max``, of which the largest is taken."""
+    largest = sorted(name for name in metrics if name.endswith("_max"))
+    summed = sorted(name for name in metrics if name not in largest)
+    reduced: dict[str, float] = {}
+    for names, operation in ((summed, dist.ReduceOp.SUM), (largest, dist.ReduceOp.MAX)):
+        if names:
+            flat = torch.stack([metrics[name].to(layout.device, torch.float64) for name in names])
+            if not layout.counts and operation is dist.ReduceOp.SUM:
+                flat.zero_()
+            dist.all_reduce(flat, op=operation)
+            reduced.update(zip(names, flat.tolist(), strict=True))
+    return reduced

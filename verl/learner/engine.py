@@ -1,0 +1,139 @@
+"""What policy and critic share: a sharded module, its optimizer, and how a global batch becomes one optimizer step.
+
+The engine packs samples, gives each rank its share, runs the caller's objective on each micro-batch, adds gradients
+and metrics over micro-batches and ranks, and steps, or skips a step that is not finite. What is computed on a
+micro-batch is the caller's business; its losses and metrics must be shares of global sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from verl.config.build import build
+from verl.data.batch import PackedBatch, pack_samples
+from verl.data.packing import MicroBatch, pack
+from verl.data.samples import TrainingSample
+from verl.learner import checkpoint
+from verl.learner.config import LearnerConfig, OptimizerConfig
+from verl.learner.distributed import Layout, reduce_over_ranks
+from verl.learner.flops import FlopsModel
+from verl.learner.guard import FiniteGuard
+from verl.learner.model import scoring
+from verl.learner.optimizer import global_grad_norm, learning_rate, make_optimizer, scale_gradients
+from verl.trajectory import FloatArray
+
+Columns = Mapping[str, Sequence[FloatArray]]
+"""Named values beside the samples: one ``[tokens]`` array a sample."""
+Objective = Callable[[PackedBatch], tuple[Tensor, dict[str, Tensor]]]
+"""A micro-batch's share of the loss, with gradient, and of the metrics."""
+
+
+class Engine:
+    """One rank's part of a sharded model in training."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, DTensor],
+        flops: FlopsModel,
+        config: LearnerConfig,
+        layout: Layout,
+        rejected_folder: Path | None,
+    ) -> None:
+        """``weights`` are the parameters by name; those without ``requires_grad`` are neither trained nor saved."""
+        self.device = layout.device
+        self.weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        self._flops = flops
+        self._config = config
+        self._layout = layout
+        self._guard = FiniteGuard(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
+        self._step = 0
+
+    def begin_phase(self, config: OptimizerConfig, total_steps: int) -> None:
+        """Start from step 0 with a fresh optimizer."""
+        self._optimizer_config = config
+        self._total_steps = total_steps
+        self._optimizer = make_optimizer(config, self.weights.values())
+        self._step = 0
+
+    def step(self, samples: Sequence[TrainingSample], columns: Columns, objective: Objective) -> dict[str, float]:
+        """One optimizer step on the whole global batch ``samples``. Returns reduced metrics, ``loss`` among them."""
+        shares: dict[str, Tensor] = {}
+        for members in self._share(samples):
+            loss, metrics = objective(self._packed(samples, members, columns))
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                add = torch.maximum if name.endswith("_max") else torch.add
+                shares[name] = add(shares[name], value) if name in shares else value
+        reduced = reduce_over_ranks(shares, self._layout)
+        norm = global_grad_norm(self.weights.values()).item()
+        rate = learning_rate(self._optimizer_config, self._step, self._total_steps)
+        if self._guard.admits(reduced["loss"], norm, self._step, samples):
+            self._apply(norm, rate)
+        self._optimizer.zero_grad()
+        self._step += 1
+        return {**reduced, "grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self._guard.skipped)}
+
+    def _apply(self, norm: float, rate: float) -> None:
+        if norm > self._optimizer_config.grad_clip:
+            scale_gradients(self.weights.values(), self._optimizer_config.grad_clip / norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+
+    def evaluate(
+        self, model: nn.Module, samples: Sequence[TrainingSample], score: Callable[[PackedBatch], Tensor]
+    ) -> list[FloatArray]:
+        """``score`` of each policy token by ``model``, without gradient: ``[tokens]`` a sample, 0 off the mask."""
+        starts = np.concatenate([[0], np.cumsum([len(sample) for sample in samples])])
+        flat = torch.zeros(int(starts[-1]), dtype=torch.float64, device=self.device)
+        with scoring(model):
+            for members in self._share(samples):
+                scores = score(self._packed(samples, members, {}))
+                places = [np.arange(starts[i], starts[i + 1])[samples[i].policy_mask] for i in members]
+                if places and self._layout.counts:
+                    flat[torch.as_tensor(np.concatenate(places), device=self.device)] = scores.to(flat.dtype)
+        dist.all_reduce(flat)
+        return np.split(flat.cpu().numpy().astype(np.float32), starts[1:-1])
+
+    def _packed(self, samples: Sequence[TrainingSample], members: MicroBatch, columns: Columns) -> PackedBatch:
+        chosen = {name: [column[i] for i in members] for name, column in columns.items()}
+        return pack_samples([samples[i] for i in members], self.device, chosen)
+
+    def _share(self, samples: Sequence[TrainingSample]) -> tuple[MicroBatch, ...]:
+        """This rank's micro-batches, as indices of samples."""
+        lengths, costs = [len(sample) for sample in samples], [self._flops.cost(sample) for sample in samples]
+        layout, cap = self._layout, self._config.max_tokens_per_microbatch * self._config.sequence_ranks
+        return pack(lengths, cap, layout.data_ranks, costs)[layout.data_rank]
+
+    # -- checkpoints --
+
+    def save(self, folder: Path, phase: Mapping[str, Any], frozen: Mapping[str, DTensor]) -> None:
+        """Write trained weights, optimizer, schedule, random state and ``frozen``; ``phase`` is JSON-ready."""
+        progress = {
+            "step": self._step,
+            "total_steps": self._total_steps,
+            "skipped_steps": self._guard.skipped,
+            "optimizer": asdict(self._optimizer_config),
+            **phase,
+        }
+        checkpoint.save(folder, self.weights, frozen, self._optimizer, progress)
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """The ``phase`` that was saved there, and the engine's own progress."""
+        return checkpoint.read_progress(folder)
+
+    def load(self, folder: Path, frozen: Mapping[str, DTensor]) -> None:
+        """Continue where ``save`` was called, on any number of ranks; ``frozen`` weights are filled in place."""
+        progress = self.read(folder)
+        self.begin_phase(build(OptimizerConfig, progress["optimizer"]), progress["total_steps"])
+        self._step, self._guard.skipped = progress["step"], progress["skipped_steps"]
+        checkpoint.load(folder, self.weights, frozen, self._optimizer)

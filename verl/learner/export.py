@@ -1,0 +1,77 @@
+"""Weights on their way out: streamed by Hugging Face name, hashed, or written as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from verl.learner.adapter import adapter_layers, merged, saved_name
+from verl.learner.checkpoint import written_whole
+from verl.learner.model import PolicyModel
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def gathered(model: PolicyModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Each whole weight in turn, cast before it is gathered, so that fewer bytes travel. Collective.
+
+    Adapters are merged into the weights they adapt (in full precision, cast afterwards).
+    """
+    layers = adapter_layers(model.lm)
+    for name, parameter in model.weights.items():
+        saved = saved_name(name)
+        if saved is None:
+            continue
+        layer = layers.get(saved.removesuffix(".weight"))
+        weight = parameter.detach() if layer is not None else parameter.detach().to(dtype)
+        assert isinstance(weight, DTensor)
+        whole = weight.full_tensor()
+        yield saved, whole if layer is None else merged(layer, whole).detach().to(dtype)
+
+
+def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hex digest of names, shapes and bytes, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in named:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_hf(folder: Path, source: Path, named: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """Write a folder that ``from_pretrained`` and ``vllm serve`` load, with config and tokenizer of ``source``.
+
+    Collective; rank 0 holds the whole model in host memory while it writes.
+    """
+    first = dist.get_rank() == 0
+    state = {name: tensor.cpu() for name, tensor in named if first}
+    with written_whole(folder) as partial:
+        if not first:
+            return
+        save_torch_state_dict(state, partial, metadata={"format": "pt"})
+        config = json.loads((source / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy2(source / name, partial / name)

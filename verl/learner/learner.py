@@ -1,0 +1,213 @@
+"""The learner: one rank of a group that turns training samples into optimizer steps of the policy.
+
+Every rank calls every method with the same arguments, and takes its own share. Losses, gradients and metrics are sums
+of shares of the global batch, so they depend neither on the number of ranks nor on how samples are packed. What to
+train on, when to stop and where to save is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verl.algorithms.config import AdvantageConfig, LossConfig
+from verl.algorithms.metrics import summarize
+from verl.algorithms.objective import policy_objective
+from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
+from verl.config.build import build
+from verl.data.batch import PackedBatch
+from verl.data.samples import TrainingSample
+from verl.learner import export
+from verl.learner.checkpoint import written_whole
+from verl.learner.config import LearnerConfig, OptimizerConfig
+from verl.learner.critic import Critic
+from verl.learner.distributed import make_layout
+from verl.learner.engine import Columns, Engine
+from verl.learner.flops import FlopsModel
+from verl.learner.loading import load_policy
+from verl.learner.metrics import combine_steps, logprob_gap
+from verl.learner.reference import Reference
+from verl.trajectory import FloatArray
+
+_POLICY, _CRITIC = "policy", "critic"
+
+
+class Learner:
+    """Holds the sharded policy and the optimizer of the current phase. Needs ``init_process`` to have been called."""
+
+    def __init__(
+        self, model_path: str | Path, config: LearnerConfig, *, seed: int, rejected_folder: Path | None = None
+    ) -> None:
+        """Load ``model_path`` (a Hugging Face folder). Batches of skipped steps are kept in ``rejected_folder``."""
+        torch.manual_seed(seed)
+        self.config = config
+        self._model_path = Path(model_path)
+        layout = make_layout(config)
+        self.model = load_policy(self._model_path, config, layout)
+        self._flops = FlopsModel.of(self.model.lm)
+        self._engine = Engine(self.model.weights, self._flops, config, layout, rejected_folder)
+        self._reference = Reference(self.model, self._model_path, config, layout)
+        self._loss: LossConfig | None = None
+        self._advantage: AdvantageConfig | None = None
+        self._make_critic = partial(Critic, self._model_path, config, layout, rejected_folder)
+        self._critic: Critic | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self._engine.device
+
+    # -- training --
+
+    def begin_phase(
+        self,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        total_steps: int,
+        advantage: AdvantageConfig | None = None,
+    ) -> None:
+        """Start a phase of ``total_steps`` optimizer steps with a fresh optimizer; the weights stay as they are.
+
+        Where the loss needs a reference model, that is the policy as it is now. An ``advantage`` that needs a critic
+        gets one, and ``update`` then takes rewards: the samples' ``advantages`` are the reward of their sequence.
+        """
+        self._set_phase(loss, advantage)
+        self._engine.begin_phase(optimizer, total_steps)
+        if self._critic is not None:
+            self._critic.begin_phase(total_steps)
+
+    def _set_phase(self, loss: LossConfig, advantage: AdvantageConfig | None) -> None:
+        self._loss, self._advantage = loss, advantage
+        if loss.needs_reference:
+            self._reference.take()
+        else:
+            self._reference.drop()
+        needs_critic = advantage is not None and advantage.needs_critic
+        self._critic = self._make_critic() if needs_critic else None
+
+    def update(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> dict[str, float]:
+        """Train on a batch: ``updates_per_batch`` optimizer steps. Returns metrics of the global batch.
+
+        ``temperature`` is the one that was sampled with. ``logprob_diff_max`` and ``_mean`` compare the log-probs of
+        rollout and trainer before the first step, where the samples carry any. Raises ValueError for a batch without
+        policy tokens, UserError for a sample above the token cap, NonFiniteError past the bound of skipped steps.
+        """
+        loss = self._current_loss()
+        samples = [sample for sample in samples if sample.num_policy_tokens]
+        if not samples:
+            raise ValueError("no sample has a policy token: nothing to train on")
+        count = min(self.config.updates_per_batch, len(samples))
+        extra: dict[str, float] = {}
+        if self._critic is not None and self._advantage is not None:
+            samples, targets, explained = self._critic.advantages(samples, self._advantage)
+            extra = {**self._critic.update(samples, targets), "critic_explained_variance": explained}
+        columns = {"old": self.logprobs(samples, temperature)} if count > 1 else {}
+        if loss.needs_reference:
+            columns["reference"] = self.logprobs(samples, temperature, reference=True)
+        recorded = any(sample.rollout_logprobs.any() for sample in samples)
+        steps = []
+        for rows in np.array_split(np.arange(len(samples)), count):
+            chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
+            steps.append(self._take_step([samples[i] for i in rows], chosen, temperature, recorded))
+        return {**summarize(combine_steps(steps)), **extra}
+
+    def logprobs(
+        self, samples: Sequence[TrainingSample], temperature: float = 1.0, *, reference: bool = False
+    ) -> list[FloatArray]:
+        """Log-prob of each policy token under the current weights, ``[tokens]`` a sample, 0 where the mask is False.
+
+        ``reference``: under the reference model of the phase instead.
+        """
+        with self._reference.active(reference) as model:
+            return self._engine.evaluate(model, samples, lambda batch: model(batch, temperature, False)[0])
+
+    def training_flops(self, samples: Sequence[TrainingSample]) -> float:
+        """Formula FLOPs of forward and backward of ``samples`` on all ranks together, recomputation not counted."""
+        return sum(map(self._flops.cost, samples))
+
+    def _take_step(
+        self, samples: Sequence[TrainingSample], columns: Columns, temperature: float, recorded: bool
+    ) -> dict[str, float]:
+        """One optimizer step on ``samples``, a whole global (mini-)batch.
+
+        ``recorded``: whether the samples of the batch carry the rollout's log-probs.
+        """
+        loss = self._current_loss()
+        totals = Totals.count([sample.num_policy_tokens for sample in samples])
+
+        def objective(batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            tokens = self._policy_tokens(batch, loss, temperature, recorded)
+            share = policy_objective(tokens, totals, loss)
+            if tokens.rollout_logprobs is None:
+                return share
+            gap = logprob_gap(tokens.old_logprobs, tokens.rollout_logprobs, totals.policy_tokens)
+            return share.loss, {**share.metrics, **gap}
+
+        metrics = self._engine.step(samples, columns, objective)
+        return {**metrics, "num_policy_tokens": float(totals.policy_tokens)}
+
+    def _policy_tokens(self, batch: PackedBatch, loss: LossConfig, temperature: float, recorded: bool) -> PolicyTokens:
+        logprobs, entropy = self.model(batch, temperature, loss.entropy_coefficient > 0)
+        columns = {name: column.to(logprobs.dtype) for name, column in batch.columns.items()}
+        return PolicyTokens(
+            logprobs=logprobs,
+            old_logprobs=columns.get("old", logprobs.detach()),
+            advantages=batch.advantages.to(logprobs.dtype),
+            sequence=batch.sequence,
+            rollout_logprobs=batch.rollout_logprobs.to(logprobs.dtype) if recorded else None,
+            reference_logprobs=columns.get("reference"),
+            entropy=entropy,
+            span=policy_spans(batch.policy_mask, batch.sequence_index) if loss.guard.coefficient > 0 else None,
+        )
+
+    def _current_loss(self) -> LossConfig:
+        if self._loss is None:
+            raise ValueError("begin_phase comes before training and checkpoints")
+        return self._loss
+
+    # -- weights --
+
+    def named_weights(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+        """Stream every whole weight by Hugging Face name, cast to ``dtype``; a tied LM head is left out. Collective.
+
+        With LoRA, the weights have the adapter merged into them. A tensor may share memory with the model: copy what
+        has to outlive the next step.
+        """
+        return export.gathered(self.model, dtype)
+
+    def weights_hash(self) -> str:
+        """Hex digest of all weights in full precision. Collective; the same on every rank."""
+        return export.hash_weights(self.named_weights(getattr(torch, self.config.parameter_dtype)))
+
+    def save_hf(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Export as a Hugging Face folder with the tokenizer of the model that was loaded. Collective."""
+        export.write_hf(Path(folder), self._model_path, self.named_weights(dtype), dtype)
+
+    # -- checkpoints --
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Write weights, optimizer, schedule, random state, phase; ``folder`` appears when whole. Collective."""
+        phase = {
+            "loss": asdict(self._current_loss()),
+            "advantage": None if self._advantage is None else asdict(self._advantage),
+        }
+        with written_whole(Path(folder)) as whole:
+            self._engine.save(whole / _POLICY, phase, self._reference.weights())
+            if self._critic is not None:
+                self._critic.save(whole / _CRITIC)
+
+    def load_checkpoint(self, folder: str | Path) -> None:
+        """Continue exactly where ``save_checkpoint`` was called, on any number of ranks. Collective."""
+        folder = Path(folder)
+        phase = self._engine.read(folder / _POLICY)
+        advantage = None if phase["advantage"] is None else build(AdvantageConfig, phase["advantage"])
+        self._set_phase(build(LossConfig, phase["loss"]), advantage)
+        self._engine.load(folder / _POLICY, self._reference.weights())
+        if self._critic is not None:
+            self._critic.load(folder / _CRITIC)

@@ -1,0 +1,111 @@
+"""The modules that are trained: a Hugging Face decoder that scores the policy tokens of packed micro-batches.
+
+``PolicyModel`` says how likely they were; ``ValueModel`` (the critic) what the episode is worth before each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from verl.data.batch import PackedBatch
+from verl.learner.attention import AttentionLayout
+from verl.learner.logprobs import policy_logprobs, top_logprobs
+from verl.learner.ulysses import SequenceSplit
+
+
+class PackedModel(nn.Module):
+    """A causal LM of which only the decoder and the weight of the head are used."""
+
+    def __init__(self, lm: PreTrainedModel, split: SequenceSplit | None = None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.split = split
+        self.weights: dict[str, DTensor] = {}
+        """Sharded parameters by Hugging Face name, in a fixed order; a tied LM head is not repeated. Kept here because
+        between a forward and a backward pass the module's own parameters are whole ones, made for that pass."""
+
+    def predicting_states(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states that predict policy tokens, ``[own, width]``, and which tokens: None is all ``n`` of them."""
+        split = self.split
+        ids, positions = batch.input_ids, batch.position_ids
+        own, places = None, batch.policy_positions - 1
+        if split is not None:
+            ids, positions = split.slice_of(ids), split.slice_of(positions)
+            own, places = split.own_policy_tokens(batch)
+        output = self.lm.base_model(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            layout=AttentionLayout.of(batch, split),
+            use_cache=False,
+        )
+        return output.last_hidden_state[0].index_select(0, places), own
+
+    def whole(self, scores: Tensor, own: Tensor | None, batch: PackedBatch) -> Tensor:
+        """The scores ``[n]`` of all policy tokens from those made here."""
+        if own is None or self.split is None:
+            return scores
+        return self.split.gather_scores(scores, own, len(batch.policy_positions))
+
+
+class PolicyModel(PackedModel):
+    """Gives log-probs and entropies of policy tokens instead of logits."""
+
+    def __init__(self, lm: PreTrainedModel, max_logits_mib: int, split: SequenceSplit | None = None) -> None:
+        super().__init__(lm, split)
+        self.max_logits_mib = max_logits_mib
+
+    def forward(
+        self, batch: PackedBatch, temperature: float, entropy_gradient: bool, top: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """``(logprobs, entropy)``, each ``[n]`` over the policy tokens of ``batch``, in at least float32.
+
+        With ``top``: the log-probs and ids ``[n, top]`` of the likeliest tokens there instead, for a few positions.
+        """
+        states, own = self.predicting_states(batch)
+        head = self.lm.get_output_embeddings().weight
+        if top:
+            values, ids = top_logprobs(states, head, top, temperature=temperature)
+            columns = [[self.whole(x[:, i], own, batch) for i in range(top)] for x in (values, ids)]
+            return torch.stack(columns[0], dim=1), torch.stack(columns[1], dim=1)
+        logprobs, entropy = policy_logprobs(
+            states,
+            head,
+            batch.targets if own is None else batch.targets[own],
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
+            max_logits_mib=self.max_logits_mib,
+        )
+        return self.whole(logprobs, own, batch), self.whole(entropy, own, batch)
+
+
+class ValueModel(PackedModel):
+    """Gives the value before each policy token: the LM head is replaced by one row."""
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Values, ``[n]`` over the policy tokens of ``batch``, in at least float32."""
+        states, own = self.predicting_states(batch)
+        exact = torch.promote_types(states.dtype, torch.float32)
+        values = states.to(exact) @ self.lm.get_output_embeddings().weight[0].to(exact)
+        return self.whole(values, own, batch)
+
+
+@contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes are free of gradients; afterwards the whole weights they made are dropped.
+
+    Without that, weights loaded or stepped later would not be seen: FSDP drops whole weights in the backward pass only.
+    """
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()

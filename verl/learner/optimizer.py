@@ -1,0 +1,50 @@
+"""One phase's optimizer: AdamW, its learning-rate schedule, and the global gradient norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from verl.learner.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) of a phase of ``total_steps``.
+
+    Rises over ``warmup_steps`` so that step 0 already moves, then follows ``config.schedule``.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    return config.learning_rate * (1 - done * (1 - config.final_lr_fraction))
+
+
+def make_optimizer(config: OptimizerConfig, parameters: Iterable[DTensor]) -> torch.optim.AdamW:
+    """AdamW on sharded parameters, fused; matrices decay, vectors (norms, biases) do not."""
+    trained = list(parameters)
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def global_grad_norm(parameters: Iterable[DTensor]) -> Tensor:
+    """2-norm of the whole gradient, a float64 scalar equal on every rank; one collective."""
+    grads = [p.grad for p in parameters if isinstance(p.grad, DTensor)]
+    norms = torch.stack(torch._foreach_norm([grad.to_local() for grad in grads])).to(torch.float64)
+    total = norms.square().sum()
+    mesh = grads[0].device_mesh
+    dist.all_reduce(total, group=mesh.get_group(mesh.ndim - 1))  # over one copy; further copies have the same
+    return total.sqrt()
+
+
+def scale_gradients(parameters: Iterable[DTensor], factor: float) -> None:
+    """Multiply every gradient by ``factor``, in place."""
+    torch._foreach_mul_([p.grad.to_local() for p in parameters if isinstance(p.grad, DTensor)], factor)

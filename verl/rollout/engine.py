@@ -1,0 +1,155 @@
+"""The engine adapter: generation for episodes, in-place weight updates, one thread behind an asynchronous face.
+
+A token is sampled once and its id, log-prob and weights version travel together. An update happens between two steps;
+a request that it finds in flight continues, and its tokens carry the version that sampled each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl.errors import UserError
+from verl.rollout.engine_checks import check_model
+from verl.rollout.engine_config import EngineConfig
+from verl.rollout.engine_thread import EngineThread
+from verl.rollout.engine_vllm import GenerateRequest, Request, Result, ScoreRequest, VllmSteppable
+from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.sync.update import WeightUpdate
+
+__all__ = ["EngineConfig", "EngineStats", "GenerateRequest", "VllmEngine"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A reading of the engine; counts are totals since it was built."""
+
+    running: int
+    """Requests in the current batch."""
+    waiting: int
+    """Requests queued behind it."""
+    generated_tokens: int
+    """Of finished requests, as the next two."""
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    """Prompt tokens served by the prefix cache."""
+    busy_s: float
+    """Seconds inside engine steps."""
+
+
+class VllmEngine:
+    """Implements ``verl.rollout.interfaces.Engine``. Methods may be called from any event loop, in any number."""
+
+    def __init__(self, model_path: str | Path, config: EngineConfig, *, seed: int) -> None:
+        """Load the model and return when it can generate. Raises UserError on a model or limits that cannot work."""
+        import torch
+
+        check_model(Path(model_path), config, on_cpu=not torch.cuda.is_available())
+        self._config = config
+        self._thread: EngineThread[Request, Result] = EngineThread(self._build(str(model_path), seed))
+
+    def _build(self, model_path: str, seed: int) -> Any:
+        def build() -> VllmSteppable:
+            self._vllm = VllmSteppable(model_path, self._config, seed)
+            return self._vllm
+
+        return build
+
+    # -- generation --
+
+    async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
+        """Continue ``token_ids``; ``seed`` alone decides the draws, whatever else is in the batch.
+
+        Raises UserError if prompt and ``turn.max_tokens`` exceed the context, InfrastructureError if the engine died.
+        """
+        [future] = self.generate_many([GenerateRequest(token_ids, turn, sampling, seed)])
+        return await future
+
+    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[asyncio.Future[Generation]]:
+        """Admit all in one go, in order, between two steps: the same list on an idle engine gives the same batches."""
+        for request in requests:
+            self._check_length(len(request.token_ids), request.turn.max_tokens)
+        return self._thread.submit(requests)
+
+    async def logprobs_of(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-prob of each token given those before it, at temperature 1; 0.0 for the first."""
+        self._check_length(len(token_ids), 1)
+        [future] = self._thread.submit([ScoreRequest(token_ids)])
+        return await future
+
+    async def abort_all(self) -> int:
+        """End every request; its caller gets an InfrastructureError. Returns how many there were."""
+        return await self._thread.abort_all()
+
+    async def sleep(self) -> None:
+        """Pause and give a GPU's memory to the learner beside it (``colocated``); on CPU it only pauses.
+
+        Requests keep their place; after ``wake`` they are read again and go on. The freeing itself was not run on the
+        machine this was written on, which has no GPU.
+        """
+        await self._thread.pause()
+        await self._thread.call(lambda: self._vllm.sleep(), fatal=True)
+
+    async def wake(self) -> None:
+        """Take the memory back and step again."""
+        await self._thread.call(lambda: self._vllm.wake(), fatal=True)
+        await self._thread.resume()
+
+    # -- weights --
+
+    async def pause(self) -> None:
+        """Return once no step runs. Requests keep their place and new ones queue up."""
+        await self._thread.pause()
+
+    async def resume(self) -> None:
+        """Step again."""
+        await self._thread.resume()
+
+    async def update_weights(self, update: WeightUpdate, version: int) -> None:
+        """Load new weights between two steps (``weight_transfer: shm``); tokens sampled afterwards carry ``version``.
+
+        Raises InfrastructureError if the file is not what ``update`` says or holds another version; the engine is dead
+        then, for nothing may be sampled from weights that nobody can name.
+        """
+        if self._config.weight_transfer != "shm":
+            raise UserError(
+                f"weight_transfer={self._config.weight_transfer} takes no files, and version {version} came as a file: "
+                "write weight_transfer=shm"
+            )
+        await self._thread.call(lambda: self._vllm.load_update(update, version), fatal=True)
+
+    async def transfer(self, method: str, arguments: dict[str, Any]) -> None:
+        """One call of vLLM's weight-transfer API, between two steps (``weight_transfer: ipc`` or ``nccl``).
+
+        ``verl.sync.gpu`` makes these calls, then ``commit_version``. A failing one ends the engine, as above.
+        """
+        await self._thread.call(lambda: self._vllm.transfer(method, **arguments), fatal=True)
+
+    async def commit_version(self, version: int) -> None:
+        """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``."""
+        await self._thread.call(lambda: self._vllm.commit_version(version), fatal=True)
+
+    # -- life --
+
+    def stats(self) -> EngineStats:
+        """Read the counters; never waits for the engine."""
+        running, waiting = self._vllm.queue_lengths()
+        tokens = self._vllm.tokens
+        return EngineStats(running, waiting, tokens.generated, tokens.prompt, tokens.cached_prompt, self._thread.busy_s)
+
+    async def close(self) -> None:
+        """End the thread and the workers; waiting calls fail. Safe to call twice."""
+        await asyncio.to_thread(self._thread.close)
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        limit = self._config.max_context_tokens
+        if prompt_tokens == 0:
+            raise UserError("a prompt of 0 tokens cannot be continued")
+        if prompt_tokens + max_tokens > limit:
+            raise UserError(
+                f"a prompt of {prompt_tokens} tokens and {max_tokens} to generate exceed the engine's "
+                f"max_context_tokens={limit}: shorten them, or raise it"
+            )

@@ -1,0 +1,94 @@
+"""What vLLM is told: environment variables, engine arguments, sampling arguments. Pure: plain dicts in and out.
+
+Each setting that is not a direct copy of a config key says why it is there; most are the difference between an engine
+that starts in seconds and is exact, and one that is neither (measured with vLLM 0.32 on CPU).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl.rollout.engine_config import EngineConfig
+from verl.rollout.interfaces import Sampling, Turn
+
+WORKER_EXTENSION = "verl.rollout.worker_extension.WorkerExtension"
+
+_GIB = 1 << 30
+
+
+def environment(config: EngineConfig, *, on_cpu: bool) -> dict[str, str]:
+    """Variables that must stand in ``os.environ`` before vLLM is imported."""
+    settings = {
+        # The scheduler stays in this process: vLLM is imported once, not two or three times, and we step it.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Models are folders; a hub must never be asked.
+        "HF_HUB_OFFLINE": "1",
+    }
+    if on_cpu:
+        settings |= {
+            # vLLM compiles its log-prob rank counter at the first request (5 to 20 s) even with enforce_eager.
+            "TORCHDYNAMO_DISABLE": "1",
+            # Threads are counted by the placement plan, not pinned: several roles share few cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(config.threads),
+        }
+    return settings
+
+
+def engine_arguments(model_path: str, config: EngineConfig, *, seed: int, on_cpu: bool) -> dict[str, Any]:
+    """Keyword arguments of ``vllm.EngineArgs``, without the weight-transfer config (an object of vLLM's)."""
+    memory: dict[str, Any] = {
+        "gpu_memory_utilization": config.gpu_memory_share,
+        "enable_sleep_mode": config.colocated,
+    }
+    if on_cpu:
+        # An explicit size also skips vLLM's memory-profiling run.
+        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * _GIB)}
+    return memory | {
+        "model": model_path,
+        "seed": seed,
+        "dtype": config.dtype,
+        "max_model_len": config.max_context_tokens,
+        "max_num_seqs": config.max_concurrent_requests,
+        "max_num_batched_tokens": config.max_tokens_per_step,
+        "enable_chunked_prefill": config.split_prefill,
+        "enable_prefix_caching": config.prefix_caching,
+        "block_size": config.block_tokens,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "distributed_executor_backend": config.executor,
+        # A step's tokens are labelled with the weights that made them only if no step is in flight during an update.
+        "async_scheduling": False,
+        # After temperature and truncation: the distribution that was sampled from.
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": WORKER_EXTENSION,
+    }
+
+
+def sampling_arguments(turn: Turn, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """Keyword arguments of ``vllm.SamplingParams``, except ``output_kind`` (an enum of vLLM's)."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": turn.max_tokens,
+        "stop": list(turn.stop),
+        # The token that completes a stop string is part of what was sampled.
+        "include_stop_str_in_output": True,
+        # Stop strings are looked for in the text that the environment will read, special tokens included.
+        "skip_special_tokens": False,
+        # Detokenising is Python work per token; only stop strings need it.
+        "detokenize": bool(turn.stop),
+        # 0 alternatives: the sampled token's log-prob alone.
+        "logprobs": 0,
+        # A greedy request draws nothing; without a seed vLLM takes its faster common path.
+        "seed": None if sampling.temperature == 0 else seed,
+    }
+
+
+def scoring_arguments() -> dict[str, Any]:
+    """Keyword arguments of ``vllm.SamplingParams`` for reading a prompt's log-probs (one token has to be sampled)."""
+    return {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}

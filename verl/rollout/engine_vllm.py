@@ -1,0 +1,231 @@
+"""vLLM's ``LLMEngine`` as a thing that steps: requests and results of ours on one side, vLLM's objects on the other.
+
+Everything here runs on the engine's one thread (``engine_thread``). vLLM is imported when the engine is built, after
+the environment is set; importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl.errors import InfrastructureError
+from verl.rollout.engine_checks import check_architecture
+from verl.rollout.engine_config import EngineConfig
+from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments, scoring_arguments
+from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.sync.update import WeightUpdate
+from verl.trajectory import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Continue these tokens."""
+
+    token_ids: Sequence[int]
+    turn: Turn
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Read the log-probs of these tokens; nothing is generated."""
+
+    token_ids: Sequence[int]
+
+
+Request = GenerateRequest | ScoreRequest
+Result = Generation | list[float]
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What finished requests amounted to."""
+
+    generated: int = 0
+    prompt: int = 0
+    cached_prompt: int = 0
+    """Prompt tokens whose keys and values were found in the prefix cache."""
+
+
+class VllmSteppable:
+    """An ``engine_thread.Steppable``: vLLM's scheduler in this process, its model here or in workers."""
+
+    def __init__(self, model_path: str, config: EngineConfig, seed: int) -> None:
+        with _without_collector(), _without_llvmlite():
+            self._engine = _build(model_path, config, seed)
+        self._engine.set_weight_version("0")
+        self._tokenizer = self._engine.get_tokenizer()
+        self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
+        self._requests: dict[str, Request] = {}
+        self.tokens = TokenCounts()
+
+    # -- Steppable --
+
+    def add(self, key: str, request: Request) -> None:
+        """Queue a request; vLLM raises ValueError on one it cannot serve."""
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        if isinstance(request, GenerateRequest):
+            arguments = sampling_arguments(request.turn, request.sampling, request.seed)
+        else:
+            arguments = scoring_arguments()
+        params = SamplingParams(**arguments, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
+        inner_key = self._engine.add_request(key, tokens_input(list(request.token_ids)), params)
+        # Stop strings need text; the text of each log-prob would cost a decoding a token, a quarter of a small model's
+        # step, and nobody reads it.
+        self._engine.output_processor.request_states[inner_key].logprobs_processor.tokenizer = None
+        self._requests[key] = request
+
+    def abort(self, keys: Sequence[str]) -> None:
+        """Forget these requests."""
+        self._engine.abort_request([key for key in keys if self._requests.pop(key, None) is not None])
+
+    def has_work(self) -> bool:
+        """Whether a request is unfinished."""
+        return self._engine.has_unfinished_requests()
+
+    def step(self) -> list[tuple[str, Result]]:
+        """One engine step. Raises InfrastructureError if a worker process is gone, and whatever else vLLM raises."""
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            if getattr(self._engine.model_executor, "is_failed", False):
+                raise InfrastructureError("a tensor-parallel worker process of the engine died") from error
+            raise
+        return [(output.request_id, self._result(output)) for output in outputs if output.finished]
+
+    def close(self) -> None:
+        """Stop workers and free memory."""
+        self._engine.engine_core.shutdown()
+        # vLLM's tensor-parallel ranks on CPU leave their segments behind.
+        if self._shared_memory:
+            for segment in Path("/dev/shm").glob(f"{self._shared_memory}-*"):
+                segment.unlink(missing_ok=True)
+
+    # -- between steps --
+
+    def queue_lengths(self) -> tuple[int, int]:
+        """Requests ``(running, waiting)``."""
+        running, waiting = self._engine.engine_core.engine_core.scheduler.get_request_counts()
+        return running, waiting
+
+    def transfer(self, method: str, **arguments: Any) -> None:
+        """Call one method of vLLM's weight-transfer API on every rank."""
+        self._engine.collective_rpc(method, kwargs=arguments)
+
+    def load_update(self, update: WeightUpdate, version: int) -> None:
+        """Load new weights in place on every rank; what is sampled from now on carries ``version``."""
+        self.transfer("start_weight_update")
+        self.transfer("update_weights", update_info={"update": update, "version": version})
+        self.transfer("finish_weight_update")
+        self.commit_version(version)
+
+    def commit_version(self, version: int) -> None:
+        """Label new tokens with ``version`` and drop all keys and values that older weights made.
+
+        Requests in flight are put back and read again whole, prompt and generated tokens, with the new weights: their
+        next tokens are then exactly the new policy's, given the tokens so far.
+        """
+        self._engine.set_weight_version(str(version))
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back: weights move to host memory, keys and values are dropped and read again later."""
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.sleep(level=1, mode="keep")
+
+    def wake(self) -> None:
+        """Take the memory again, with the weights that were there."""
+        self._engine.wake_up()
+
+    # -- vLLM's outputs --
+
+    def _result(self, output: Any) -> Result:
+        request = self._requests.pop(output.request_id)
+        if isinstance(request, ScoreRequest):
+            return [0.0, *output.prompt_logprobs.logprobs]
+        self.tokens.generated += len(output.outputs[0].token_ids)
+        self.tokens.prompt += len(output.prompt_token_ids)
+        self.tokens.cached_prompt += output.num_cached_tokens or 0
+        return self._generation(output.outputs[0])
+
+    def _generation(self, completion: Any) -> Generation:
+        # vLLM's own text ends with the stop string, in the middle of the last token perhaps; the ids are kept whole.
+        token_ids = list(completion.token_ids)
+        stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None
+        reason: FinishReason = "length"
+        if completion.finish_reason == "stop":
+            reason = "end_of_turn" if stop is None else "stop"
+        versions = [int(span.version) for span in completion.weight_versions for _ in range(span.start, span.end)]
+        return Generation(
+            token_ids=token_ids,
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=False),
+            logprobs=list(completion.logprobs.logprobs),
+            versions=versions,
+            finish_reason=reason,
+            stop=stop,
+        )
+
+
+def _build(model_path: str, config: EngineConfig, seed: int) -> Any:
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    os.environ.update(environment(config, on_cpu=on_cpu))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # vLLM's CPU worker replaces this function by one that does nothing.
+    set_threads = torch.set_num_threads
+
+    from vllm import EngineArgs, LLMEngine, ModelRegistry
+    from vllm.config import WeightTransferConfig
+
+    import verl.rollout.worker_extension  # noqa: F401  (registers the carrier before vLLM looks it up)
+
+    # vLLM collects garbage five times while it builds; what its import left is not looked at again.
+    gc.freeze()
+    check_architecture(Path(model_path), frozenset(ModelRegistry.get_supported_archs()))
+    arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu)
+    transfer = WeightTransferConfig(backend=config.weight_transfer)
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
+    if on_cpu:
+        set_threads(config.threads)
+        torch.set_num_threads = set_threads
+    return engine
+
+
+@contextmanager
+def _without_llvmlite() -> Iterator[None]:
+    """Keep a module of llvmlite (numba's) out of sight while an engine is built.
+
+    vLLM then looks at every attribute of every loaded module, and one object of that module answers any name with
+    something callable; vLLM takes it for a dict and fails.
+    """
+    name = "llvmlite.binding.ffi"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    # Importing vLLM makes a million objects that stay; passes over them were a quarter of the import's time.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,86 @@
+"""A rollout worker: one engine and its episodes, all on one event loop. Ray is not known here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from verl.rollout.admission import OrderedAdmission
+from verl.rollout.engine_config import EngineConfig
+from verl.rollout.episode import EpisodeKey, run_episode
+from verl.rollout.groups import Group, GroupRequest
+from verl.rollout.interfaces import Agent, Engine, Sampling, Turn
+from verl.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from verl.sync.update import WeightUpdate
+
+AgentFactory = Callable[[Any], Agent]
+"""Makes the agent from the model's tokenizer, inside the worker's process."""
+
+
+class RolloutWorker:
+    """Plays groups with the newest weights it was given."""
+
+    def __init__(
+        self, model_path: str, config: EngineConfig, agent: AgentFactory, *, run_seed: int, deterministic: bool = False
+    ) -> None:
+        """Load the model and start the engine (seconds to minutes). Raises UserError on a model it cannot serve."""
+        from transformers import AutoTokenizer
+
+        from verl.rollout.engine import VllmEngine
+
+        self._engine = VllmEngine(model_path, config, seed=run_seed)
+        self._agent = agent(AutoTokenizer.from_pretrained(model_path))
+        self._run_seed = run_seed
+        self._deterministic = deterministic
+
+    async def open(self) -> None:
+        """Connect the agent; after this the worker is ready."""
+        await self._agent.open()
+
+    async def run_groups(self, requests: Sequence[GroupRequest]) -> list[Group]:
+        """Play every episode of the requests at the same time; groups come back in the order of the requests."""
+        total = sum(request.samples for request in requests)
+        admission = OrderedAdmission(self._engine, total) if self._deterministic else None
+        episodes = [self._play(request, sample, admission) for request in requests for sample in range(request.samples)]
+        trajectories = iter(await asyncio.gather(*episodes))
+        return [
+            Group(request.number, request.task, [next(trajectories) for _ in range(request.samples)])
+            for request in requests
+        ]
+
+    async def update_weights(self, update: WeightUpdate, version: int) -> None:
+        """Replace the weights in place, between two engine steps; tokens sampled from now on carry ``version``."""
+        await self._engine.update_weights(update, version)
+
+    async def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
+        """The greedy next token of each prompt, its log-prob, and 0: this side of the canary knows no margin."""
+        turn, greedy = Turn(max_tokens=1), Sampling(temperature=0.0)
+        answers = await asyncio.gather(*(self._engine.generate(p, turn, greedy, seed=0) for p in prompts))
+        return [(int(answer.token_ids[0]), float(answer.logprobs[0]), 0.0) for answer in answers]
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the engine and of the agent since the start."""
+        return {**asdict(self._engine.stats()), **self._agent.stats()}
+
+    async def close(self) -> None:
+        """Stop the engine and the agent."""
+        await self._agent.close()
+        await self._engine.close()
+
+    async def _play(self, request: GroupRequest, sample: int, admission: OrderedAdmission | None) -> Trajectory:
+        key = EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample)
+        environment = self._agent.environment(request.task, request.split)
+        engine: Engine = admission.episode(request.task.id, sample) if admission else self._engine
+        try:
+            trajectory = await run_episode(request.task, key, environment, engine, request.sampling)
+        finally:
+            if admission:
+                admission.end_episode()
+        if trajectory.outcome != "aborted":
+            score = self._agent.score(request.task, trajectory)
+            trajectory.reward, trajectory.reward_parts = score.reward, score.parts
+        return trajectory

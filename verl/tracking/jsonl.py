@@ -1,0 +1,76 @@
+"""``metrics.jsonl``: one line a call, ``{"step", "time", ...metrics}``.
+
+A line is in the kernel's hands when ``log`` returns, so a killed process loses none; the disk has it within seconds. A
+number that is not finite is written as null, which every JSON reader takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SYNC_EVERY_S = 5.0
+"""How much a power cut may cost. Syncing each of many quick steps would cost more than the steps."""
+
+
+class JsonlTracker:
+    """Appends to a file; what a killed process wrote from the resumed step on is cut away at the first call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._synced = 0.0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        if self._file is None:
+            truncate(self._path, step)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = (json.dumps(row) + "\n").encode()
+        written = os.write(self._file, line)
+        if written < len(line):
+            raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
+        if time.monotonic() - self._synced > SYNC_EVERY_S:
+            os.fsync(self._file)
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Bring the file to the disk."""
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drop every line of ``step`` or later, and a last line that was cut off in writing."""
+    if not path.exists():
+        return
+    kept = [line for row, line in _rows(path) if row["step"] < step]
+    text = "".join(f"{line}\n" for line in kept)
+    if text != path.read_text():
+        temporary = path.with_name(f".{path.name}.writing")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, in order; a last line that was cut off in writing is left out."""
+    return [row for row, _ in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line), line
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error

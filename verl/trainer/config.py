@@ -1,0 +1,88 @@
+"""The settings of the training loop. No torch: a wrong value is reported at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from verl.algorithms.config import AdvantageConfig, LossConfig
+from verl.errors import UserError
+from verl.learner.config import OptimizerConfig
+
+
+def _at_least(config: object, minimum: int, *keys: str) -> None:
+    for key in keys:
+        if getattr(config, key) < minimum:
+            raise UserError(f"{key} is {getattr(config, key)}: write {minimum} or more")
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Supervised fine-tuning before reinforcement, on recorded traces, with the loss ``weighted_nll``."""
+
+    steps: int = 0
+    """Optimizer steps; 0 skips the warm-up (a pretrained model needs none)."""
+    sequences_per_step: int = 32
+    """Traces in one step, drawn without replacement within an epoch."""
+    save_every_steps: int = 200
+    """Steps between resumable checkpoints of the warm-up."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The warm-up's own optimizer; reinforcement starts with a fresh one."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "steps")
+        _at_least(self, 1, "sequences_per_step", "save_every_steps")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop: how much per step, for how long, what is kept."""
+
+    steps: int = 60
+    """Reinforcement steps, all of them run. One step is one batch of groups and one new version of the weights."""
+    prompts_per_step: int = 16
+    """Tasks, and so groups, that a step trains on."""
+    samples_per_prompt: int = 8
+    """Episodes of each task: the size of a group."""
+    max_staleness: int = 0
+    """Weight versions that a sample may lag behind the weights it trains. 0 is exactly on-policy."""
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    """ASSIGN: rewards to advantages."""
+    drop_uniform_groups: bool = False
+    """Leave out groups whose rewards are all equal: they carry no gradient, only the batch's normaliser changes."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """LOSS: advantages to gradients."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer of the reinforcement phase."""
+    save_every_steps: int = 10
+    """Steps between checkpoints of the whole loop: what a killed run can lose at most."""
+    keep_checkpoints: int = 2
+    """Newest resumable checkpoints kept; the best ones are kept besides."""
+    keep_trajectory_steps: int = 20
+    """Newest steps whose trajectories stay on disk."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "prompts_per_step", "samples_per_prompt", "save_every_steps")
+        _at_least(self, 1, "keep_checkpoints")
+        _at_least(self, 0, "max_staleness", "keep_trajectory_steps")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured during a run, and what the best checkpoint is chosen by."""
+
+    every_steps: int = 10
+    """Reinforcement steps between evaluations on dev; the last step is always evaluated."""
+    dev_tasks: int | None = None
+    """Dev tasks evaluated, the first of the file; null means all of them."""
+    test_tasks: int | None = None
+    """Test tasks evaluated before and after training, the first of the file; null means all of them."""
+    select_by: Literal["greedy", "sampled"] = "sampled"
+    """Whose dev EM picks the best checkpoint. Greedy EM jumps when a behaviour passes half; sampled EM is smooth."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every_steps")
+        for key in ("dev_tasks", "test_tasks"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key} is {value}: write 1 or more, or null for all")

@@ -1,0 +1,281 @@
+"""The run, read from top to bottom: warm up, measure, reinforce, measure again.
+
+    tasks -> ROLLOUT -> SCORE -> ASSIGN -> LOSS -> weights back to rollout
+
+The controller moves groups between the rollout pool and the learner and decides what happens next; it computes nothing
+that grows with the model. The same loop is synchronous and asynchronous: the group buffer alone decides how far
+rollout may run ahead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verl.algorithms.config import LossConfig
+from verl.cluster.groups import LearnerGroup, RolloutPool
+from verl.data.order import EpochOrder
+from verl.data.samples import TrainingSample
+from verl.data.tasks import Task
+from verl.rollout.groups import Group
+from verl.rollout.interfaces import Sampling
+from verl.tracking import Tracker
+from verl.trainer.assign import assign
+from verl.trainer.buffer import GroupBuffer
+from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
+from verl.trainer.evaluator import Describe, Evaluator, check_alive
+from verl.trainer.producer import GroupProducer
+from verl.trainer.run_folder import RunFolder
+from verl.trainer.state import Best, LoopState
+from verl.trainer.summary import summarize
+from verl.trainer.weights import WeightSync
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parts of a run's configuration that the loop itself reads."""
+
+    seed: int
+    warmup: WarmupConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    sampling: Sampling
+    updates_per_batch: int
+    """Optimizer steps that the learner takes on one batch."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the run trains on and is measured on."""
+
+    train: Sequence[Task]
+    dev: Sequence[Task]
+    test: Sequence[Task]
+    traces: Sequence[TrainingSample]
+    """Recorded traces of the warm-up; empty where there is none."""
+
+
+class Controller:
+    """One run over a learner and a rollout pool that are ready."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: RunData,
+        folder: RunFolder,
+        learners: LearnerGroup,
+        pool: RolloutPool,
+        sync: WeightSync,
+        tracker: Tracker,
+        describe: Describe,
+    ) -> None:
+        self._settings = settings
+        self._data = data
+        self._folder = folder
+        self._learners = learners
+        self._pool = pool
+        self._sync = sync
+        self._tracker = tracker
+        self._evaluator = Evaluator(pool, describe)
+        self.state = LoopState()
+        self._last_step_end = time.monotonic()
+
+    async def run(self) -> dict[str, Any]:
+        """Everything from where the run folder stands to the summary."""
+        await self._resume()
+        if self.state.phase == "warmup":
+            with self.state.timed("warmup"):
+                await self._warm_up()
+        with self.state.timed("engine_start"):
+            await self._pool.ready()
+        await self._measure("before")
+        await self._train()
+        await self._measure("after")
+        return self._summary()
+
+    # -- warm-up --
+
+    async def _warm_up(self) -> None:
+        config = self._settings.warmup
+        if config.steps:
+            await self._learners.begin_phase(config.optimizer, LossConfig(name="weighted_nll"), config.steps)
+            if self.state.step:
+                await self._learners.load(self._folder.resumable()[-1])  # broken off in the middle of the warm-up
+            order = EpochOrder(self._data.traces, self._settings.seed, "warmup")
+            while self.state.step < config.steps:
+                self._pool.check()
+                started = time.monotonic()
+                batch = order.take(self.state.step * config.sequences_per_step, config.sequences_per_step)
+                metrics = await self._learners.update(batch, 1.0)
+                self.state.step += 1
+                tokens = sum(len(sample) for sample in batch)
+                metrics["tokens_per_s"] = tokens / (time.monotonic() - started)
+                self._tracker.log(self.state.step, {f"warmup/{name}": value for name, value in metrics.items()})
+                if self.state.step % config.save_every_steps == 0:
+                    await self._save(hugging_face=False)
+        self.state.phase, self.state.step = "train", 0
+        await self._begin_reinforcement()
+        await self._save(hugging_face=True)
+
+    async def _begin_reinforcement(self) -> None:
+        config = self._settings.trainer
+        updates = config.steps * self._settings.updates_per_batch
+        await self._learners.begin_phase(config.optimizer, config.loss, updates)
+
+    # -- reinforcement --
+
+    async def _train(self) -> None:
+        settings, state = self._settings, self.state
+        config = settings.trainer
+        await self._sync.push(state.step)
+        if state.step == 0:
+            with state.timed("evaluation"):
+                await self._evaluate_dev()  # where the curves start; nothing is chosen by it
+        self._last_step_end = time.monotonic()
+        async with GroupProducer(self._pool, self._data.train, config, settings.sampling, settings.seed) as producer:
+            producer.resume(state.step, state.outstanding, state.next_group)
+            while state.step < config.steps:
+                with state.timed("reinforcement"):
+                    groups = await producer.next_groups()
+                    await self._step(groups, producer.buffer)
+                await self._after_step()
+
+    async def _step(self, groups: list[Group], buffer: GroupBuffer[Group]) -> None:
+        config, state = self._settings.trainer, self.state
+        clock = _Clock(self._last_step_end)
+        check_alive(groups)
+        metrics = summarize(groups)
+        samples, assigned = assign(
+            groups, config.advantage, drop_uniform=config.drop_uniform_groups, version=buffer.version
+        )
+        metrics |= assigned
+        state.aborted += int(assigned["aborted"])
+        metrics["seconds/rollout"] = clock.lap()
+        if samples:
+            metrics |= await self._learners.update(samples, self._settings.sampling.temperature)
+            state.logprob_diff_max = max(state.logprob_diff_max, metrics["logprob_diff_max"])
+        metrics["seconds/learn"] = clock.lap()
+        buffer.advance()
+        state.step = buffer.version
+        await self._sync.push(state.step)
+        metrics["seconds/sync"] = clock.lap()
+        metrics["seconds/step"] = clock.total()
+        metrics["tokens_per_s"] = metrics["policy_tokens"] * metrics["n"] / metrics["seconds/step"]
+        state.recent_rewards.append(metrics["reward"])
+        state.outstanding, state.next_group = buffer.outstanding(), buffer.next_number
+        self._tracker.log(self._global_step(), metrics)
+        self._folder.write_trajectories(
+            "train",
+            state.step,
+            (trajectory for group in groups for trajectory in group.trajectories),
+            keep=config.keep_trajectory_steps,
+        )
+        self._last_step_end = time.monotonic()
+
+    async def _after_step(self) -> None:
+        config, state = self._settings.trainer, self.state
+        last = state.step == config.steps
+        evaluate = last or state.step % self._settings.evaluation.every_steps == 0
+        if evaluate:
+            with state.timed("evaluation"):
+                score = await self._evaluate_dev()
+            self._keep_best("best_dev", score)
+            self._keep_best("best_reward", sum(state.recent_rewards) / len(state.recent_rewards))
+            state.recent_rewards = []
+        if evaluate or state.step % config.save_every_steps == 0:
+            with state.timed("checkpoints"):
+                await self._save(hugging_face=evaluate)
+        self._last_step_end = time.monotonic()
+
+    # -- measuring --
+
+    async def _evaluate_dev(self) -> float:
+        """Evaluate on dev, greedy and sampled, and log it; returns the EM that checkpoints are chosen by."""
+        evaluation, state = self._settings.evaluation, self.state
+        tasks = self._data.dev[: evaluation.dev_tasks]
+        results = await self._evaluator.measure(tasks, "dev", "dev", state.step)
+        metrics = {
+            f"dev/{name}/{key}": float(value)
+            for name, result in results.items()
+            for key, value in result.items()
+            if isinstance(value, int | float)
+        }
+        self._tracker.log(self._global_step(), metrics)
+        return float(results[evaluation.select_by]["em"])
+
+    def _keep_best(self, name: str, score: float) -> None:
+        best = self.state.best.get(name)
+        if best is None or score >= best.score:
+            self.state.best[name] = Best(score, self.state.step)
+
+    async def _measure(self, when: str) -> None:
+        """Evaluate on test and keep the result in the run folder: once a run."""
+        if self._folder.read_json(f"{when}.json") is not None:
+            return
+        with self.state.timed(when):
+            if when == "after":
+                await self._sync.push_saved(self._folder.path / "best_dev", self.state.step)
+            else:
+                await self._sync.push(self.state.step)
+            tasks = self._data.test[: self._settings.evaluation.test_tasks]
+            result = await self._evaluator.measure(tasks, "test", f"test-{when}", 0, keep_in=self._folder)
+        self._folder.write_json(f"{when}.json", result)
+
+    # -- saving and resuming --
+
+    async def _save(self, *, hugging_face: bool) -> None:
+        state, folder = self.state, self._folder
+        path = folder.begin_checkpoint(self._global_step())
+        state.weights_hash = await self._learners.save(path, hugging_face=hugging_face)
+        final = folder.commit_checkpoint(path, state.to_json())
+        for name, best in state.best.items():
+            if best.step == state.step:
+                folder.link(name, final)
+        folder.retain(self._settings.trainer.keep_checkpoints)
+
+    async def _resume(self) -> None:
+        checkpoints = self._folder.resumable()
+        if not checkpoints:
+            return
+        loop = self._folder.read_json(str(checkpoints[-1].relative_to(self._folder.path) / "loop.json"))
+        assert loop is not None
+        self.state = LoopState.from_json(loop)
+        for name, best in self.state.best.items():
+            self._folder.link(name, self._folder.checkpoint(self._settings.warmup.steps + best.step))
+        if self.state.phase == "train":
+            await self._begin_reinforcement()
+            await self._learners.load(checkpoints[-1])
+
+    def _global_step(self) -> int:
+        in_train = self.state.phase == "train"
+        return self.state.step + (self._settings.warmup.steps if in_train else 0)
+
+    def _summary(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "before": self._folder.read_json("before.json"),
+            "after": self._folder.read_json("after.json"),
+            "seconds": {stage: round(seconds, 2) for stage, seconds in state.seconds.items()},
+            "logprob_diff_max": state.logprob_diff_max,
+            "steps": state.step,
+            "aborted": state.aborted,
+            "best": {name: {"score": best.score, "step": best.step} for name, best in state.best.items()},
+            "weights_hash": state.weights_hash,
+        }
+
+
+class _Clock:
+    """Laps of one step; the rollout of a step began when the step before it ended."""
+
+    def __init__(self, started: float) -> None:
+        self._started = self._lap = started
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+    def total(self) -> float:
+        return self._lap - self._started

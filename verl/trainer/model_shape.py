@@ -1,0 +1,98 @@
+"""The sizes of a causal language model that a plan needs, from its ``config.json`` or, for known hub names, from here.
+
+A plan must be possible on a machine that can reach no hub, so the published sizes of the Qwen2.5 family, which the
+recipes use, are written down (their ``config.json`` on the hub says the same).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder with gated MLP and grouped-query attention."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    tied: bool
+    max_positions: int = 32768
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer: attention with biases on q, k and v (Qwen2), gated MLP, two norms."""
+        kv = self.kv_heads * self.head_size
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv + self.hidden + 2 * kv
+        return attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * self.layer_parameters + self.hidden
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size * bytes_per_value
+
+
+_QWEN25 = {
+    "0.5B": ModelShape(896, 24, 14, 2, 4864, 151936, True),
+    "1.5B": ModelShape(1536, 28, 12, 2, 8960, 151936, True),
+    "3B": ModelShape(2048, 36, 16, 2, 11008, 151936, True),
+    "7B": ModelShape(3584, 28, 28, 4, 18944, 152064, False),
+    "14B": ModelShape(5120, 48, 40, 8, 13824, 152064, False),
+    "32B": ModelShape(5120, 64, 40, 8, 27648, 152064, False),
+    "72B": ModelShape(8192, 80, 64, 8, 29568, 152064, False),
+}
+
+
+# The tiny model of the embedded world, which may not have been made yet.
+EMBEDDED = ModelShape(128, 3, 4, 2, 256, 1200, True, max_positions=1024)
+
+
+def read_shape(model: str) -> ModelShape:
+    """The shape of a local model folder, or of a known hub name. Raises UserError for anything else."""
+    path = Path(model) / "config.json"
+    if path.exists():
+        return _from_config(path)
+    if is_known(model):
+        return _QWEN25[model.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct")]
+    raise UserError(
+        f"model={model}: no such folder with a config.json, and its size is not known here; download it first"
+    )
+
+
+def is_known(model: str) -> bool:
+    """Whether this is a hub name whose shape is written down here."""
+    return any(model in (f"Qwen/Qwen2.5-{size}", f"Qwen/Qwen2.5-{size}-Instruct") for size in _QWEN25)
+
+
+def _from_config(path: Path) -> ModelShape:
+    config = json.loads(path.read_text())
+    try:
+        return ModelShape(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
+            ffn=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied=config.get("tie_word_embeddings", False),
+            max_positions=config.get("max_position_embeddings", 32768),
+        )
+    except KeyError as error:
+        raise UserError(f"{path} has no {error}: it is not a causal language model of a supported kind") from error

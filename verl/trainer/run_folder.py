@@ -1,0 +1,162 @@
+"""One run, one folder: everything a run leaves, and everything a killed run needs to go on.
+
+    config.yaml  metrics.jsonl  summary.json  curves.png  logs/
+    trajectories/<stage>_<step>.jsonl.gz
+    checkpoints/step_<n>/            written under another name, then renamed: a folder of this name is complete
+        loop.json                    where the loop stands (step, buffer, best so far, seconds)
+        learner/                     weights, optimizer, random states (torch DCP)
+        hf/                          the same weights for transformers and vLLM, where dev was evaluated
+    best_dev, best_reward            links to the hf folder of a checkpoint
+
+A run is finished when ``summary.json`` exists.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from verl.errors import UserError
+from verl.trajectory import Trajectory
+
+_TEMPORARY = ".writing"
+
+
+class RunFolder:
+    """Paths and atomic writes of one run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"
+        self.trajectories = path / "trajectories"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.config = path / "config.yaml"
+
+    @classmethod
+    def open(cls, path: Path, config_yaml: str, *, fresh: bool) -> RunFolder:
+        """Create the folder, or take up what stands there. Raises UserError if it belongs to another configuration."""
+        folder = cls(path)
+        if fresh and path.exists():
+            if not folder.config.exists() and any(path.iterdir()):
+                raise UserError(f"run_dir={path} holds files but no run: fresh=true deletes only run folders")
+            shutil.rmtree(path)
+        if folder.config.exists() and folder.config.read_text() != config_yaml:
+            raise UserError(
+                f"run_dir={path} belongs to a run of another configuration (see its config.yaml): "
+                "choose another run_dir, or write fresh=true to delete it"
+            )
+        for directory in (path, folder.logs, folder.trajectories, folder.checkpoints):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.config, config_yaml)
+        for leftover in [*path.glob(f"*{_TEMPORARY}"), *folder.checkpoints.glob(f"*{_TEMPORARY}")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        return folder
+
+    # -- small files --
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of this folder, or None if it does not exist."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file so that it is either the old or the new one, whole."""
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    # -- checkpoints --
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the complete checkpoint of a step stands, if there is one."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """An empty folder to write a checkpoint into; ``commit_checkpoint`` makes it one."""
+        path = self.checkpoint(step).with_suffix(_TEMPORARY)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def commit_checkpoint(self, path: Path, loop: dict[str, Any]) -> Path:
+        """Add the loop's state, make all of it durable, and give it its final name."""
+        write_atomically(path / "loop.json", json.dumps(loop, indent=1) + "\n")
+        for file in path.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        final = path.with_name(path.name.removesuffix(_TEMPORARY))
+        shutil.rmtree(final, ignore_errors=True)
+        path.rename(final)
+        _sync(final.parent)
+        return final
+
+    def resumable(self) -> list[Path]:
+        """Checkpoints that training can go on from, oldest first."""
+        return [path for path in self._steps() if (path / "learner").is_dir()]
+
+    def link(self, name: str, checkpoint: Path) -> None:
+        """Point ``best_dev`` or ``best_reward`` at a checkpoint's Hugging Face folder."""
+        link = self.path / f"{name}{_TEMPORARY}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(checkpoint / "hf", self.path))
+        link.replace(self.path / name)
+
+    def retain(self, newest: int) -> None:
+        """Keep the newest resumable checkpoints, and of the others only the weights that a link points to."""
+        linked = {link.resolve().parent for link in self.path.iterdir() if link.is_symlink()}
+        kept = {path.resolve() for path in self.resumable()[-newest:]}
+        for path in self._steps():
+            if path.resolve() in kept:
+                continue
+            if path.resolve() in linked:
+                shutil.rmtree(path / "learner", ignore_errors=True)
+            else:
+                shutil.rmtree(path)
+
+    def _steps(self) -> list[Path]:
+        return sorted(p for p in self.checkpoints.iterdir() if p.is_dir() and not p.name.endswith(_TEMPORARY))
+
+    # -- trajectories --
+
+    def write_trajectories(self, stage: str, step: int, rows: Iterable[Trajectory], *, keep: int) -> None:
+        """Write one step's episodes, and delete those of the stage beyond the newest ``keep`` steps."""
+        path = self.trajectories / f"{stage}_{step:06d}.jsonl.gz"
+        temporary = path.with_name(path.name + _TEMPORARY)
+        with gzip.open(temporary, "wt", compresslevel=1) as file:
+            for row in rows:
+                file.write(json.dumps(row.to_record()) + "\n")
+        temporary.replace(path)
+        for old in sorted(self.trajectories.glob(f"{stage}_*.jsonl.gz"))[:-keep] if keep else [path]:
+            old.unlink()
+
+    def read_trajectories(self, stage: str, step: int) -> Iterator[Trajectory]:
+        """The episodes that ``write_trajectories`` wrote."""
+        with gzip.open(self.trajectories / f"{stage}_{step:06d}.jsonl.gz", "rt") as file:
+            for line in file:
+                yield Trajectory.from_record(json.loads(line))
+
+    def disk_bytes(self) -> int:
+        """What the folder takes on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content so that a reader, or a restart, sees the old or the new content and nothing else."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""Numbers from groups of episodes: means of the reward's parts, counts of outcomes, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from verl.rollout.groups import Group
+
+
+def summarize(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over usable episodes (``reward``, each reward part, ``turns``, lengths) and counts over all of them."""
+    everyone = [trajectory for group in groups for trajectory in group.trajectories]
+    usable = [trajectory for group in groups for trajectory in group.usable]
+    result = {
+        "n": float(len(usable)),
+        "aborted": float(len(everyone) - len(usable)),
+        "truncated": float(sum(trajectory.outcome == "truncated" for trajectory in usable)),
+    }
+    if not usable:
+        return result
+    for name in usable[0].reward_parts:
+        result[name] = sum(trajectory.reward_parts[name] for trajectory in usable) / len(usable)
+    result["reward"] = sum(trajectory.reward or 0.0 for trajectory in usable) / len(usable)
+    result["turns"] = sum(trajectory.num_turns for trajectory in usable) / len(usable)
+    result["policy_tokens"] = sum(trajectory.num_policy_tokens for trajectory in usable) / len(usable)
+    result["tokens"] = sum(len(trajectory) for trajectory in usable) / len(usable)
+    return result
+
+
+def abort_reasons(groups: Sequence[Group]) -> dict[str, int]:
+    """How often each reason ended an episode as aborted."""
+    reasons: dict[str, int] = {}
+    for group in groups:
+        for trajectory in group.trajectories:
+            if trajectory.outcome == "aborted":
+                reasons[trajectory.reason] = reasons.get(trajectory.reason, 0) + 1
+    return reasons

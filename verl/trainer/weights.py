@@ -1,0 +1,63 @@
+"""Weights from the learner to the engines: publish, load everywhere, release, and make sure that both sides agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl.cluster.groups import LearnerGroup, RolloutPool
+from verl.sync.canary import Reading, check
+
+
+class WeightSync:
+    """Gives the rollout workers new weights, in place."""
+
+    def __init__(
+        self,
+        learners: LearnerGroup,
+        pool: RolloutPool,
+        *,
+        dtype: str,
+        folder: str,
+        probes: Sequence[Sequence[int]],
+        tolerance: float,
+    ) -> None:
+        """``folder`` is shared memory of this machine; ``probes`` is the canary's fixed batch of prompts (ids).
+
+        ``tolerance`` bounds the difference in log-prob of the canary's greedy tokens: 1e-4 in float32.
+        """
+        self._learners = learners
+        self._pool = pool
+        self._dtype = dtype
+        self._folder = folder
+        self._probes = probes
+        self._tolerance = tolerance
+
+    async def push(self, version: int) -> None:
+        """Give every engine the learner's weights. Raises InfrastructureError if one of them then disagrees."""
+        from verl.sync.carrier import release
+
+        update = await self._learners.publish(version, self._dtype, self._folder)
+        await self._pool.update_weights(update, version)
+        release(update)
+        expected, answers = await asyncio.gather(self._learners.probe(self._probes), self._pool.probe(self._probes))
+        learner = _reading(expected, [[margin] for _, _, margin in expected])
+        for answer in answers:
+            check(_reading(answer), learner, version, max_diff=self._tolerance)
+
+    async def push_saved(self, folder: Path, version: int) -> None:
+        """Give every engine the weights of a Hugging Face folder; the learner is not involved."""
+        import torch
+
+        from verl.learner.saved_weights import read_weights
+        from verl.sync.carrier import publish, release
+
+        update = publish(read_weights(folder, getattr(torch, self._dtype)), version, self._folder)
+        await self._pool.update_weights(update, version)
+        release(update)
+
+
+def _reading(answers: Sequence[tuple[int, float, float]], margins: Sequence[Sequence[float]] = ()) -> Reading:
+    """Greedy next tokens with their log-probs; the canary skips each row's first entry, which has no context."""
+    return Reading([[0.0, logprob] for _, logprob, _ in answers], [[token] for token, _, _ in answers], margins)

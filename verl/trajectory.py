@@ -1,0 +1,222 @@
+"""The trajectory: an append-only ledger of tokens, the only thing that flows from rollout to loss.
+
+    prompt | generated | observation | generated | ... | generated
+       0   |     1     |      0      |     1     | ... |     1        <- the ONE policy mask
+
+A segment's ids are written once, by whoever produced them (the tokenizer for prompts and observations, the engine for
+generated tokens), and are never made again from text: what was sampled is what is trained on. Structure (turns, tool
+calls, answers) is read from segments, so that a passage which contains a tag is data and cannot act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+SegmentKind = Literal["prompt", "generated", "observation"]
+FinishReason = Literal["stop", "end_of_turn", "length", "aborted"]
+Outcome = Literal["finished", "truncated", "aborted"]
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def _ints(values: Sequence[int] | npt.NDArray[Any]) -> IntArray:
+    return np.asarray(values, dtype=np.int32)
+
+
+def _floats(values: Sequence[float] | npt.NDArray[Any]) -> FloatArray:
+    return np.asarray(values, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """One thing a tool returned (for search: a passage), by reference: its text stands in the observation."""
+
+    id: str
+    score: float
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call an episode made to the outside, beside the observation it led to."""
+
+    tool: str
+    request: str
+    results: tuple[ToolResult, ...] = ()
+    latency_s: float = 0.0
+    cached: bool = False
+    failure: str | None = None
+    """Why the call failed for good (after retries); then the episode is aborted and never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens from one producer. Arrays have one entry a token; all have the length of ``token_ids``."""
+
+    kind: SegmentKind
+    turn: int
+    """Which generation this belongs to: the prompt is turn 0, an observation carries the turn that asked for it."""
+    token_ids: IntArray
+    text: str
+    """What the ids decode to, whole: characters that the last token shares with a stop string belong to the segment."""
+    logprobs: FloatArray = field(default_factory=lambda: _floats(()))
+    """Log-probability under the sampling distribution; empty unless ``generated``."""
+    versions: IntArray = field(default_factory=lambda: _ints(()))
+    """Version of the weights that sampled each token; empty unless ``generated``."""
+    finish_reason: FinishReason | None = None
+    """Why generation stopped; None unless ``generated``."""
+    calls: tuple[ToolCall, ...] = ()
+    """The calls whose results this observation shows."""
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether the policy chose these tokens."""
+        return self.kind == "generated"
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One episode: who it belongs to, its segments in order, how it ended and what it earned."""
+
+    task_id: str
+    sample: int
+    """Index within the group (the samples of one task at one step), from 0."""
+    segments: list[Segment] = field(default_factory=list)
+    outcome: Outcome | None = None
+    """None while the episode runs; ``aborted`` means that infrastructure failed, and it is never trained on."""
+    reason: str = ""
+    """One line about the outcome where there is something to say."""
+    reward: float | None = None
+    """The scalar that ASSIGN uses; None until scored."""
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    """Named pieces of the reward and of its metrics (``em``, ``f1``, ``format_valid``, ``searches``)."""
+
+    # -- writing --
+
+    def append_prompt(self, token_ids: Sequence[int], text: str) -> None:
+        """Open the ledger. Raises ValueError if it is not empty: an episode has one prompt."""
+        if self.segments:
+            raise ValueError("the prompt comes first")
+        self.segments.append(Segment("prompt", 0, _ints(token_ids), text))
+
+    def append_generated(
+        self,
+        token_ids: Sequence[int],
+        text: str,
+        logprobs: Sequence[float],
+        versions: Sequence[int],
+        finish_reason: FinishReason,
+    ) -> None:
+        """Add what the policy sampled in one turn. Raises ValueError unless each token has a log-prob and a version."""
+        if not self.segments:
+            raise ValueError("a prompt must come before generated tokens")
+        if not len(token_ids) == len(logprobs) == len(versions):
+            raise ValueError(
+                f"{len(token_ids)} tokens, {len(logprobs)} log-probs, {len(versions)} versions: lengths differ"
+            )
+        turn = self.num_turns
+        self.segments.append(
+            Segment("generated", turn, _ints(token_ids), text, _floats(logprobs), _ints(versions), finish_reason)
+        )
+
+    def append_observation(self, token_ids: Sequence[int], text: str, calls: Sequence[ToolCall] = ()) -> None:
+        """Add what the environment answered to the last generated segment."""
+        if not self.segments or self.segments[-1].kind == "prompt":
+            raise ValueError("an observation answers a generated segment")
+        self.segments.append(Segment("observation", self.num_turns - 1, _ints(token_ids), text, calls=tuple(calls)))
+
+    # -- reading --
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def num_turns(self) -> int:
+        """How many times the policy generated."""
+        return sum(segment.is_policy for segment in self.segments)
+
+    @property
+    def num_policy_tokens(self) -> int:
+        """How many tokens the policy chose."""
+        return sum(len(segment) for segment in self.segments if segment.is_policy)
+
+    @property
+    def generated(self) -> list[Segment]:
+        """The policy's segments in order."""
+        return [segment for segment in self.segments if segment.is_policy]
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Every tool call of the episode in order."""
+        return [call for segment in self.segments for call in segment.calls]
+
+    def token_ids(self) -> IntArray:
+        """All ids, ``[tokens]`` int32: the context of the next turn, and the input of the loss."""
+        return np.concatenate([s.token_ids for s in self.segments]) if self.segments else _ints(())
+
+    def policy_mask(self) -> BoolArray:
+        """``[tokens]`` bool, True where the policy chose the token: the mask of every loss, KL, entropy and metric."""
+        kinds, lengths = [s.is_policy for s in self.segments], [len(s) for s in self.segments]
+        return np.repeat(np.asarray(kinds, dtype=np.bool_), lengths)
+
+    def rollout_logprobs(self) -> FloatArray:
+        """``[tokens]`` float32, 0 where the policy mask is False."""
+        return self._spread([s.logprobs for s in self.segments], np.float32)
+
+    def versions(self) -> IntArray:
+        """``[tokens]`` int32, -1 where the policy mask is False."""
+        spread = self._spread([s.versions + 1 for s in self.segments], np.int32)
+        return spread - 1
+
+    def oldest_version(self) -> int | None:
+        """The oldest weights that any of its tokens was sampled with; None if nothing was generated."""
+        versions = [int(s.versions.min()) for s in self.segments if s.is_policy and len(s)]
+        return min(versions) if versions else None
+
+    def _spread(self, columns: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
+        parts: list[npt.NDArray[Any]] = [
+            column.astype(dtype) if segment.is_policy else np.zeros(len(segment), dtype)
+            for segment, column in zip(self.segments, columns, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+    # -- on disk --
+
+    def to_record(self) -> dict[str, Any]:
+        """A JSON-ready dict; ``from_record`` gives the same trajectory back."""
+        return asdict(self, dict_factory=_json_dict)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Trajectory:
+        """Read what ``to_record`` wrote. Raises KeyError or TypeError, naming the field, on anything else."""
+        segments = [
+            Segment(
+                kind=row["kind"],
+                turn=row["turn"],
+                token_ids=_ints(row["token_ids"]),
+                text=row["text"],
+                logprobs=_floats(row["logprobs"]),
+                versions=_ints(row["versions"]),
+                finish_reason=row["finish_reason"],
+                calls=tuple(
+                    ToolCall(**{**call, "results": tuple(ToolResult(**result) for result in call["results"])})
+                    for call in row["calls"]
+                ),
+            )
+            for row in record["segments"]
+        ]
+        return cls(**{**record, "segments": segments})
+
+
+def _json_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in pairs}
