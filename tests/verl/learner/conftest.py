@@ -18,8 +18,9 @@ from verl.learner.distributed import init_process
 VOCABULARY = 61
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def one_rank() -> Iterator[None]:
+    """A group for this folder alone: a vLLM engine that a later folder starts in this process would end it."""
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
