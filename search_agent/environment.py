@@ -108,8 +108,9 @@ class SearchEnvironment:
         self._outcome: tuple[Outcome, str] | None = None
 
     def start(self) -> Prompt:
-        """Render the prompt. Raises UserError if it is longer than allowed or fills the context."""
-        prompt = self._framing.prompt(self._protocol.prompt(self._task.question))
+        """Render the prompt, unless the task brings its own. Raises UserError if it is too long."""
+        ready = self._task.prompt
+        prompt = self._framing.prompt(self._protocol.prompt(self._task.question) if ready is None else ready)
         length, limit = len(prompt.token_ids), min(self._config.max_prompt_tokens, self._room - 1)
         if length > limit:
             raise UserError(

@@ -96,11 +96,10 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
     from search_agent.preflight import check_retriever
     from search_agent.servers import while_serving
     from search_agent.source import Source
-    from verl.data.load import load_tasks
     from verl.trainer.evaluator import Evaluator
 
     source = await asyncio.to_thread(find_source, config)
-    tasks = load_tasks(source.test.tasks)[: config.evaluation.test_tasks]
+    tasks = source.test.load()[: config.evaluation.test_tasks]
     await check_retriever(config, folder)
     only_test = Source(source.test, source.test, source.test, source.model)
     async with processes(

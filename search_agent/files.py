@@ -22,14 +22,18 @@ class Config:
     """Passages that ``retriever=embedded`` serves; null with a retriever URL."""
     traces: str | None = None
     """Recorded trajectories for a warm-up; null where ``warmup.steps`` is 0."""
+    prompts: bool = False
+    """Whether the column ``prompt`` (one user message, or text) is the whole prompt, used as it stands: for ready-made
+    parquet in the published wording. False renders the column ``question`` by the protocol; a row without that column
+    is used as it stands in any case."""
 
 
 def build(config: Config, *, out: Path, seed: int) -> Source:
     """Name the files; reading, and every complaint about them, is the loader's. ``out`` and ``seed`` are not needed."""
     corpus = Path(config.corpus) if config.corpus else None
     return Source(
-        train=Split(Path(config.train), corpus),
-        dev=Split(Path(config.dev), corpus),
-        test=Split(Path(config.test), corpus),
+        train=Split(Path(config.train), corpus, config.prompts),
+        dev=Split(Path(config.dev), corpus, config.prompts),
+        test=Split(Path(config.test), corpus, config.prompts),
         traces=Path(config.traces) if config.traces else None,
     )

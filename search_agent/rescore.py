@@ -112,14 +112,12 @@ def _with_modules(overrides: Sequence[str]) -> list[str]:
 
 def task_reader(source: Source) -> Callable[[str], Mapping[str, Task]]:
     """Tasks by id for a file of trajectories, whose name begins with the split; each data set is read once."""
-    from verl.data.load import load_tasks
-
     read: dict[Path, dict[str, Task]] = {}
 
     def tasks(file: str) -> Mapping[str, Task]:
         split = source.splits.get(file.split("_")[0].split("-")[0], source.test)
         if split.tasks not in read:
-            read[split.tasks] = {task.id: task for task in load_tasks(split.tasks)}
+            read[split.tasks] = {task.id: task for task in split.load()}
         return read[split.tasks]
 
     return tasks

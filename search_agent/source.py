@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl.data.load import load_tasks
+from verl.data.tasks import Task
+
 
 @dataclass(frozen=True)
 class Split:
@@ -13,6 +16,12 @@ class Split:
     tasks: Path
     corpus: Path | None = None
     """None where the retriever is a URL."""
+    prompts: bool = False
+    """Whether the column ``prompt`` of the tasks opens their episodes as it stands."""
+
+    def load(self) -> list[Task]:
+        """Read the tasks. Raises UserError with all faults of the file."""
+        return load_tasks(self.tasks, prompts=self.prompts)
 
 
 @dataclass(frozen=True)

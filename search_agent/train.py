@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str
 
     source = await asyncio.to_thread(find_source, config)
     model = model_path(config, source)
-    data = await asyncio.to_thread(read_data, config, source)
+    data = await asyncio.to_thread(read_data, config, source, model)
     await check_retriever(config, folder)
     settings = Settings(
         seed=config.seed,
@@ -115,37 +114,15 @@ async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str
             tracker.close()
 
 
-def read_data(config: RunConfig, source: Source) -> RunData:
+def read_data(config: RunConfig, source: Source, model: str) -> RunData:
     """Tasks of every split, and the warm-up's traces. Raises UserError with all faults of a file."""
-    from verl.data.load import load_tasks
+    from search_agent.traces import load_traces
     from verl.trainer.controller import RunData
 
-    return RunData(
-        train=load_tasks(source.train.tasks),
-        dev=load_tasks(source.dev.tasks),
-        test=load_tasks(source.test.tasks),
-        traces=read_traces(source.traces) if config.warmup.steps else [],
-    )
-
-
-def read_traces(path: Path | None) -> list[Any]:
-    """Recorded trajectories as samples of weight 1. Raises UserError, naming file and row, on a malformed one."""
-    from verl.data.samples import TrainingSample
-    from verl.errors import UserError
-    from verl.trajectory import Trajectory
-
-    if path is None:
-        raise UserError("warmup.steps is above 0 but there are no traces: write data.traces=FILE, or warmup.steps=0")
-    if not path.is_file():
-        raise UserError(f"data.traces={path}: no such file; give recorded trajectories (jsonl), or warmup.steps=0")
-    samples = []
-    with open(path) as file:
-        for row, line in enumerate(file, 1):
-            try:
-                samples.append(TrainingSample.from_trajectory(Trajectory.from_record(json.loads(line)), 1.0))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, row {row}: not a recorded trajectory ({error})") from error
-    return samples
+    traces = []
+    if config.warmup.steps:
+        traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
+    return RunData(source.train.load(), source.dev.load(), source.test.load(), traces)
 
 
 def probe_ids(model: str) -> list[list[int]]:

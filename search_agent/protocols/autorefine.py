@@ -13,16 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.protocols.base import Action, Passage, TagProtocol
-from search_agent.protocols.render import (
-    VERBATIM,
-    count_word,
-    fill,
-    numbered_passages,
-    read_prompt,
-    tags_balanced,
-    try_again,
-)
+from search_agent.protocols.base import Action
+from search_agent.protocols.instructed import InstructedProtocol
+from search_agent.protocols.render import count_word, tags_balanced
 from verl.errors import UserError
 from verl.trajectory import Segment
 
@@ -31,9 +24,9 @@ from verl.trajectory import Segment
 class Config:
     """Settings of the AutoRefine protocol."""
 
-    instruction: Literal["short", "published", "none"] = "published"
+    instruction: Literal["short", "published"] = "published"
     """``published`` explains every tag, for models that have never seen them; ``short`` is one line, for models that
-    a warm-up has taught the format; ``none`` adds nothing, for data whose questions are whole prompts already."""
+    a warm-up has taught the format. Data that bring whole prompts need neither: ``data.prompts``."""
     prompt_file: str | None = None
     """A file whose text, with ``{question}`` in it, replaces the instruction: the exact wording that a released
     checkpoint was trained on, say. null uses ``instruction``."""
@@ -52,32 +45,16 @@ class Config:
             raise UserError(f"passages is {self.passages}: write the number of passages a search returns, at least 1")
 
 
-class AutoRefine(TagProtocol):
+class AutoRefine(InstructedProtocol):
     """Implements ``SearchProtocol``."""
 
     name = "autorefine"
-    system = None
     blocks = ("think", "search", "refine", "answer")
     results = "documents"
 
     def __init__(self, config: Config) -> None:
+        super().__init__(_instruction(config), prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
         self.config = config
-        self.stop = ("</search>", "</answer>") if config.stop_at_answer else ("</search>",)
-        self._template = (
-            read_prompt(config.prompt_file, needs_question=True) if config.prompt_file else _template(config)
-        )
-
-    def prompt(self, question: str) -> str:
-        """The instruction and the question."""
-        return fill(self._template, question)
-
-    def observe_results(self, passages: Sequence[Passage]) -> list[str]:
-        """``<documents>``, the numbered passages, ``</documents>``."""
-        return ["\n\n<documents>", *numbered_passages(passages), "</documents>\n\n"]
-
-    def observe_invalid(self, reason: str) -> str:
-        """Name the fault and the two actions there are."""
-        return try_again(reason)
 
     def in_order(self, names: Sequence[str], after_results: bool) -> bool:
         """``think`` first; after documents ``refine`` first, with an optional ``think``."""
@@ -97,9 +74,7 @@ def build(config: Config) -> AutoRefine:
     return AutoRefine(config)
 
 
-def _template(config: Config) -> str:
-    if config.instruction == "none":
-        return VERBATIM
+def _instruction(config: Config) -> str:
     if config.instruction == "short":
         return "Search, refine, answer. Question: {question}\n"
     passages = 3 if config.compat == "upstream" else config.passages

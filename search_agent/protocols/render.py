@@ -8,8 +8,6 @@ from pathlib import Path
 from search_agent.protocols.base import Passage
 from verl.errors import UserError
 
-VERBATIM = "{question}"
-"""The template of data whose questions are whole prompts already."""
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -17,11 +15,6 @@ def as_question(text: str) -> str:
     """Stripped, with the question mark that the published prompts add where it is missing."""
     text = text.strip()
     return text if text.endswith("?") else f"{text}?"
-
-
-def fill(template: str, question: str) -> str:
-    """The template with the question in it; a template that is nothing but the question leaves it as it is."""
-    return question if template == VERBATIM else template.replace("{question}", as_question(question))
 
 
 def count_word(count: int) -> str:

@@ -8,21 +8,19 @@ Every turn opens with a thought. A turn may answer without a search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.protocols.base import Passage, TagProtocol
-from search_agent.protocols.render import VERBATIM, fill, numbered_passages, read_prompt, try_again
+from search_agent.protocols.instructed import InstructedProtocol
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the Search-R1 protocol."""
 
-    instruction: Literal["short", "published", "none"] = "published"
+    instruction: Literal["short", "published"] = "published"
     """``published`` explains every tag, for models that have never seen them; ``short`` is one line, for models that
-    a warm-up has taught the format; ``none`` adds nothing, for data whose questions are whole prompts already."""
+    a warm-up has taught the format. Data that bring whole prompts need neither: ``data.prompts``."""
     prompt_file: str | None = None
     """A file whose text, with ``{question}`` in it, replaces the instruction: the exact wording that a released
     checkpoint was trained on, say. null uses ``instruction``."""
@@ -31,32 +29,16 @@ class Config:
     the answer and trains it, for chat models that will be served."""
 
 
-class SearchR1(TagProtocol):
+class SearchR1(InstructedProtocol):
     """Implements ``SearchProtocol``."""
 
     name = "search_r1"
-    system = None
     blocks = ("think", "search", "answer")
     results = "information"
 
     def __init__(self, config: Config) -> None:
-        self.stop = ("</search>", "</answer>") if config.stop_at_answer else ("</search>",)
-        if config.prompt_file:
-            self._template = read_prompt(config.prompt_file, needs_question=True)
-        else:
-            self._template = {"published": _PUBLISHED, "short": _SHORT, "none": VERBATIM}[config.instruction]
-
-    def prompt(self, question: str) -> str:
-        """The instruction and the question."""
-        return fill(self._template, question)
-
-    def observe_results(self, passages: Sequence[Passage]) -> list[str]:
-        """``<information>``, the numbered passages, ``</information>``."""
-        return ["\n\n<information>", *numbered_passages(passages), "</information>\n\n"]
-
-    def observe_invalid(self, reason: str) -> str:
-        """Name the fault and the two actions there are."""
-        return try_again(reason)
+        instruction = _SHORT if config.instruction == "short" else _PUBLISHED
+        super().__init__(instruction, prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
 
 
 def build(config: Config) -> SearchR1:

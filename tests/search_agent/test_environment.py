@@ -101,6 +101,14 @@ def play(
     return trajectory, script, shelf
 
 
+async def test_a_prompt_that_the_data_set_brings_opens_the_episode_as_it_stands(tokenizer: Any) -> None:
+    ready = "Say who wrote {question} </answer>\n"
+    make = build(Config(), protocol=PROTOCOL, tokenizer=tokenizer, retriever=Shelf(), max_context_tokens=512)
+    prompt = make(Task("t", "who", ("mara",), prompt=ready)).start()
+    assert prompt.text == ready
+    assert tokenizer.decode(prompt.token_ids) == ready
+
+
 def test_search_refine_answer(tokenizer: Any) -> None:
     turns = [THINK + "<search> first book </search>", "<refine> mara </refine> <answer> mara </answer>"]
     trajectory, script, shelf = play(tokenizer, turns, top_k=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,33 +11,8 @@ from search_agent import files
 from search_agent.command import load_config
 from search_agent.launch import find_source, model_path
 from search_agent.source import Source, Split
-from search_agent.train import read_traces
 from verl.config.build import Plugin
 from verl.errors import UserError
-from verl.trajectory import Trajectory
-
-
-def test_traces_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        read_traces(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"write data\.traces=FILE"):
-        read_traces(None)
-
-
-def test_a_row_that_is_no_trajectory_is_named(tmp_path: Path) -> None:
-    trajectory = Trajectory(task_id="t", sample=0)
-    trajectory.append_prompt([1], "q")
-    trajectory.append_generated([2], "a", [0.0], [0], "stop")
-    trajectory.outcome = "finished"
-    good = json.dumps(trajectory.to_record())
-    traces = tmp_path / "traces.jsonl"
-    traces.write_text(f"{good}\n")
-    (sample,) = read_traces(traces)
-    assert sample.policy_mask.sum() == 1
-    for bad in ('{"task_id": "t"}', "not json", "[]"):
-        traces.write_text(f"{good}\n{bad}\n")
-        with pytest.raises(UserError, match=r"traces\.jsonl, row 2: not a recorded trajectory"):
-            read_traces(traces)
 
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:

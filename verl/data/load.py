@@ -1,8 +1,8 @@
 """Reads a data set into tasks.
 
 Rows are FlashRAG's (``id, question, golden_answers, metadata``), as jsonl or parquet, or those of verl-style parquet
-(``prompt``, ``reward_model.ground_truth.target``). A data set is read whole or not at all: every faulty row is found
-before anything is raised, so that a user can mend a file at once.
+(``prompt``, and the answers in ``reward_model.ground_truth`` or its ``target``). A data set is read whole or not at
+all: every faulty row is found before anything is raised, so that a user can mend a file at once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from verl.errors import UserError
 MAX_LISTED_FAULTS = 20
 _NEEDED = (
     'a row has id, question and golden_answers, or prompt and reward_model={"ground_truth": {"target": [...]}} '
-    "with an id or extra_info.index"
+    "with an id, extra_info.index or extra_info.id"
 )
 
 
-def load_tasks(path: Path | str, limit: int | None = None) -> list[Task]:
+def load_tasks(path: Path | str, limit: int | None = None, *, prompts: bool = False) -> list[Task]:
     """The tasks of a ``.jsonl`` or ``.parquet`` file in its order; the first ``limit`` of them if that is given.
+
+    With ``prompts`` the column ``prompt`` of every row opens its episodes as it stands (``Task.prompt``); without, only
+    that of a row that has no ``question``.
 
     The id is the row's, with ``data_source/`` before it where the row names its data set, because FlashRAG numbers
     the rows of every data set alike. Columns that are no part of a task are kept in its metadata.
@@ -37,7 +40,7 @@ def load_tasks(path: Path | str, limit: int | None = None) -> list[Task]:
         if isinstance(row, str):
             faults.append(f"row {number}: {row}")
             continue
-        task, wrong = parse_row(row)
+        task, wrong = parse_row(row, prompts=prompts)
         faults += [f"row {number}, {fault}" for fault in wrong]
         if task is None:
             continue
@@ -100,11 +103,11 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
 
 
-def parse_row(row: Mapping[str, Any]) -> tuple[Task | None, list[str]]:
+def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | None, list[str]]:
     """The task in a row, or None with what is wrong, one ``column: reason`` each."""
     faults: list[str] = []
     identity = _identity(row, faults)
-    question = _question(row, faults)
+    question, prompt = _texts(row, prompts, faults)
     answers = _answers(row, faults)
     kept = row.get("metadata") or {}
     if not isinstance(kept, Mapping):
@@ -116,43 +119,54 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Task | None, list[str]]:
         for key, value in row.items()
         if key not in ("id", "question", "golden_answers", "metadata", "reward_model") and value is not None
     }
-    return Task(identity, question, answers, {**others, **kept}), []
+    if prompt is not None:
+        others.pop("prompt", None)
+    return Task(identity, question, answers, {**others, **kept}, prompt), []
 
 
 def _identity(row: Mapping[str, Any], faults: list[str]) -> str:
     identity, source = row.get("id"), row.get("data_source")
     if identity is None:
         extra = row.get("extra_info") or {}
-        identity = extra.get("index") if isinstance(extra, Mapping) else None
+        if isinstance(extra, Mapping):
+            identity = extra.get("id") if extra.get("index") is None else extra["index"]
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
         faults.append("id: missing" if identity is None else f"id: {identity!r} is neither a text nor a whole number")
     return f"{source}/{identity}" if source else str(identity)
 
 
-def _question(row: Mapping[str, Any], faults: list[str]) -> str:
-    """The question, or, where the row has only a rendered prompt, that prompt's one user message."""
-    question, column = row.get("question"), "question"
-    if question is None and row.get("prompt") is not None:
-        question, column = _user_message(row["prompt"]), "prompt"
-    if question is None:
+def _texts(row: Mapping[str, Any], prompts: bool, faults: list[str]) -> tuple[str, str | None]:
+    """The question, and the rendered prompt if that is to open the episode; a row without a question has only that."""
+    question, prompt = row.get("question"), None
+    if prompts or (question is None and row.get("prompt") is not None):
+        prompt = _text(_only_message(row.get("prompt")), "prompt", row, faults)
+    if question is None and prompt is not None:
+        return prompt, prompt
+    return _text(question, "question", row, faults), prompt
+
+
+def _text(value: Any, column: str, row: Mapping[str, Any], faults: list[str]) -> str:
+    if value is None:
         faults.append(f"{column}: missing (the row has {', '.join(row) or 'no column'})")
-    elif not isinstance(question, str) or not question.strip():
-        faults.append(f"{column}: {'empty' if isinstance(question, str) else f'{type(question).__name__}, not text'}")
-    return str(question)
+    elif isinstance(value, list):
+        faults.append(f"{column}: {len(value)} messages; one message of the user, or a text, can be used")
+    elif not isinstance(value, str) or not value.strip():
+        faults.append(f"{column}: {'empty' if isinstance(value, str) else f'{type(value).__name__}, not text'}")
+    return str(value)
 
 
-def _user_message(prompt: Any) -> Any:
-    messages = prompt if isinstance(prompt, list) else []
-    users = [m.get("content") for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-    return users[0] if len(users) == 1 else prompt
+def _only_message(prompt: Any) -> Any:
+    """The text of a prompt of one user message; any other prompt as it is, to be told as a fault unless it is text."""
+    alone = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
+    return alone.get("content") if isinstance(alone, Mapping) and alone.get("role") == "user" else prompt
 
 
 def _answers(row: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]:
     answers, column = row.get("golden_answers"), "golden_answers"
     if answers is None and row.get("reward_model") is not None:
         answers, column = row["reward_model"], "reward_model.ground_truth.target"
-        for key in ("ground_truth", "target"):
-            answers = answers.get(key) if isinstance(answers, Mapping) else None
+        answers = answers.get("ground_truth") if isinstance(answers, Mapping) else None
+        answers = answers.get("target") if isinstance(answers, Mapping) else answers
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, Sequence) or not answers:

@@ -19,3 +19,5 @@ class Task:
     """Accepted answers, at least one; scoring takes the best match."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Anything else in the row (``hops``, ``supporting_ids``): for metrics, never shown to the policy."""
+    prompt: str | None = None
+    """A prompt that the data set rendered beforehand: it opens the episode in place of the protocol's own."""

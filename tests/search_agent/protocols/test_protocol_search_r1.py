@@ -57,10 +57,6 @@ def test_a_prompt_file_replaces_the_wording(tmp_path: Path) -> None:
     assert build(Config(prompt_file=str(file))).prompt(" who ") == "Set {braces} freely. Q: who?\n"
 
 
-def test_a_question_that_is_a_whole_prompt_stays_as_it_is() -> None:
-    assert build(Config(instruction="none")).prompt("Answer.\nQuestion: who\n") == "Answer.\nQuestion: who\n"
-
-
 def test_a_bad_prompt_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.txt cannot be read"):
         build(Config(prompt_file=str(tmp_path / "missing.txt")))

@@ -48,16 +48,40 @@ def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
     assert load_tasks(tmp_path / "a.jsonl", limit=1) == expected[:1]
 
 
-def test_a_row_with_a_rendered_prompt_keeps_it(tmp_path: Path) -> None:
+def test_a_row_that_has_only_a_rendered_prompt_is_asked_as_it_stands(tmp_path: Path) -> None:
     (task,) = load_tasks(parquet(tmp_path / "a.parquet", [VERL_ROW]))
     assert (task.id, task.golden_answers) == ("nq/7", ("mara ellwood",))
-    assert task.question == VERL_ROW["prompt"][0]["content"]  # type: ignore[index]
-    assert task.metadata["prompt"] == VERL_ROW["prompt"]
+    assert task.question == task.prompt == VERL_ROW["prompt"][0]["content"]  # type: ignore[index]
+    assert "prompt" not in task.metadata
+
+
+def test_the_rendered_prompt_opens_the_episode_where_that_is_asked_for(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", [{**VERL_ROW, "question": "who?", "id": "train_0"}])
+    (task,) = load_tasks(file, prompts=True)
+    assert (task.question, task.prompt) == ("who?", "Answer this. Question: who wrote it?\n")
+    with pytest.raises(UserError, match="row 1, prompt: missing"):
+        load_tasks(jsonl(tmp_path / "a.jsonl", [ROW]), prompts=True)
+    (task,) = load_tasks(jsonl(tmp_path / "a.jsonl", [{**ROW, "prompt": "Say who."}]), prompts=True)
+    assert task.prompt == "Say who."
+
+
+def test_the_parquet_of_research_is_read(tmp_path: Path) -> None:
+    row = {
+        "data_source": "musique",
+        "question": "who?",
+        "ability": "qa",
+        "reward_model": {"style": "rule", "ground_truth": ["mara ellwood", "mara"]},
+        "extra_info": {"id": "2hop__1_2"},
+    }
+    (task,) = load_tasks(parquet(tmp_path / "a.parquet", [row]))
+    assert (task.id, task.question) == ("musique/2hop__1_2", "who?")
+    assert task.golden_answers == ("mara ellwood", "mara")
 
 
 def test_the_question_column_is_preferred_to_the_rendered_prompt(tmp_path: Path) -> None:
     (task,) = load_tasks(parquet(tmp_path / "a.parquet", [{**VERL_ROW, "question": "who?", "id": "train_0"}]))
-    assert (task.id, task.question) == ("nq/train_0", "who?")
+    assert (task.id, task.question, task.prompt) == ("nq/train_0", "who?", None)
+    assert task.metadata["prompt"] == VERL_ROW["prompt"]
 
 
 def test_rows_of_two_data_sets_with_one_number_stay_apart(tmp_path: Path) -> None:
@@ -85,7 +109,8 @@ def test_rows_of_two_data_sets_with_one_number_stay_apart(tmp_path: Path) -> Non
             {"id": "x", "question": "a?", "reward_model": {"style": "rule"}},
             "reward_model.ground_truth.target: no answer",
         ),
-        ({**VERL_ROW, "prompt": [{"role": "system", "content": "s"}]}, "row 2, prompt: list, not text"),
+        ({**VERL_ROW, "prompt": [{"role": "system", "content": "s"}]}, "row 2, prompt: 1 messages; one message of"),
+        ({**VERL_ROW, "prompt": [{"role": "system"}, {"role": "user"}]}, "row 2, prompt: 2 messages; one message of"),
     ],
 )
 def test_a_faulty_row_is_named_with_its_column(tmp_path: Path, bad: Any, said: str) -> None:
