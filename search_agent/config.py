@@ -80,11 +80,15 @@ class RunConfig:
     def _check_algorithm(self) -> None:
         """Refuse what would give no signal, or needs what the loop does not have."""
         trainer = self.trainer
-        if trainer.advantage.needs_critic or trainer.advantage.needs_greedy:
-            lacking = "a critic" if trainer.advantage.needs_critic else "a greedy episode of each task"
+        if trainer.advantage.needs_greedy:
             raise UserError(
-                f"trainer.advantage.name={trainer.advantage.name} needs {lacking}, which the training loop does not "
-                "have yet: write another one, such as grpo or rloo"
+                f"trainer.advantage.name={trainer.advantage.name} needs a greedy episode of each task, which the "
+                "training loop does not have yet: write another one, such as grpo or rloo"
+            )
+        if trainer.drop_uniform_groups and trainer.advantage.name in ("gae", "remax"):
+            raise UserError(
+                f"trainer.drop_uniform_groups=true: with trainer.advantage.name={trainer.advantage.name} a group whose "
+                "rewards are all equal has something to say; write false"
             )
         try:
             trainer.advantage.check_group_size(trainer.samples_per_prompt)

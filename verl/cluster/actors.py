@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from verl.algorithms.config import LossConfig
+    from verl.algorithms.config import AdvantageConfig, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import LearnerConfig, OptimizerConfig
     from verl.rollout.engine_config import EngineConfig
@@ -74,9 +74,11 @@ class LearnerActor:
         self._rank = place.rank
         return self._rank
 
-    def begin_phase(self, optimizer: OptimizerConfig, loss: LossConfig, total_steps: int) -> None:
+    def begin_phase(
+        self, optimizer: OptimizerConfig, loss: LossConfig, total_steps: int, advantage: AdvantageConfig | None = None
+    ) -> None:
         """See ``Learner.begin_phase``."""
-        self._learner.begin_phase(optimizer, loss, total_steps)
+        self._learner.begin_phase(optimizer, loss, total_steps, advantage)
 
     def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """See ``Learner.update``."""

@@ -11,7 +11,7 @@ from verl.cluster.ray_runtime import first_cause
 from verl.rollout.groups import Group, GroupRequest
 
 if TYPE_CHECKING:
-    from verl.algorithms.config import LossConfig
+    from verl.algorithms.config import AdvantageConfig, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import OptimizerConfig
     from verl.sync.update import WeightUpdate
@@ -26,9 +26,15 @@ class LearnerGroup:
         self._ranks = ranks
         self._logs = logs
 
-    async def begin_phase(self, optimizer: OptimizerConfig, loss: LossConfig, total_steps: int) -> None:
-        """A fresh optimizer and schedule for a new phase."""
-        await self._all("begin_phase", optimizer, loss, total_steps)
+    async def begin_phase(
+        self,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        total_steps: int,
+        advantage: AdvantageConfig | None = None,
+    ) -> None:
+        """A fresh optimizer and schedule for a new phase; an ``advantage`` that needs a critic gets one."""
+        await self._all("begin_phase", optimizer, loss, total_steps, advantage)
 
     async def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """One batch: each rank takes its share. Returns the metrics of the global batch."""

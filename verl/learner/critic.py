@@ -21,23 +21,33 @@ from verl.algorithms.tokens import Totals
 from verl.algorithms.value_loss import explained_variance, value_objective
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
+from verl.learner.adapter import saved_name
 from verl.learner.config import CriticConfig, LearnerConfig
 from verl.learner.distributed import Layout
 from verl.learner.engine import Engine
 from verl.learner.flops import FlopsModel
 from verl.learner.loading import load_value_model
 from verl.learner.metrics import combine_steps
+from verl.learner.model import PolicyModel
 from verl.trajectory import FloatArray
 
 
 class Critic:
-    """Values of a phase that trains with GAE. Starts from the weights of the model that was loaded."""
+    """Values of a phase that trains with GAE. Starts from the decoder of the loaded model or of the policy."""
 
     def __init__(self, model_path: Path, config: LearnerConfig, layout: Layout, rejected_folder: Path | None) -> None:
         self._config: CriticConfig = config.critic
         self._model = load_value_model(model_path, config, layout)
         self._engine = Engine(self._model.weights, FlopsModel.of(self._model.lm), config, layout, rejected_folder)
         self._updates_per_batch = config.updates_per_batch
+
+    def take_decoder(self, policy: PolicyModel) -> None:
+        """Start from the policy as it is now: after a warm-up it reads better than the model that was loaded."""
+        source = {saved_name(name): weight for name, weight in policy.weights.items()}
+        with torch.no_grad():
+            for name, weight in self._model.weights.items():
+                if name != "lm_head.weight" and name in source:
+                    weight.to_local().copy_(source[name].to_local())
 
     def begin_phase(self, total_steps: int) -> None:
         """Start with a fresh optimizer; ``total_steps`` is the policy's."""

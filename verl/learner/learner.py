@@ -80,6 +80,7 @@ class Learner:
         self._set_phase(loss, advantage)
         self._engine.begin_phase(optimizer, total_steps)
         if self._critic is not None:
+            self._critic.take_decoder(self.model)
             self._critic.begin_phase(total_steps)
 
     def _set_phase(self, loss: LossConfig, advantage: AdvantageConfig | None) -> None:

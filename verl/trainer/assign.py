@@ -18,8 +18,9 @@ def assign(
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """Samples ordered by (group, sample), and what was left out and why.
 
-    Aborted episodes are never trained on. With ``drop_uniform`` neither are groups whose rewards are all equal. Raises
-    ValueError if an episode has no reward: a missing score must not look like zero.
+    Aborted episodes are never trained on. With ``drop_uniform`` neither are groups whose rewards are all equal. With a
+    critic the learner makes the advantages: the samples then carry their reward in their place. Raises ValueError if
+    an episode has no reward: a missing score must not look like zero.
     """
     rows: list[tuple[int, Trajectory]] = []
     uniform = 0
@@ -36,15 +37,17 @@ def assign(
     }
     if not rows:
         return [], metrics
-    advantages = group_advantages(
-        torch.tensor([_reward(trajectory) for _, trajectory in rows], dtype=torch.float64),
-        torch.tensor([index for index, _ in rows]),
-        config,
-        lengths=torch.tensor([trajectory.num_policy_tokens for _, trajectory in rows]),
-    )
+    credit = torch.tensor([_reward(trajectory) for _, trajectory in rows], dtype=torch.float64)
+    if not config.needs_critic:
+        credit = group_advantages(
+            credit,
+            torch.tensor([index for index, _ in rows]),
+            config,
+            lengths=torch.tensor([trajectory.num_policy_tokens for _, trajectory in rows]),
+        )
     samples = [
         TrainingSample.from_trajectory(trajectory, value, group=index, version=version)
-        for (index, trajectory), value in zip(rows, advantages.tolist(), strict=True)
+        for (index, trajectory), value in zip(rows, credit.tolist(), strict=True)
     ]
     return samples, metrics
 

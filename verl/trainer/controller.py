@@ -122,7 +122,7 @@ class Controller:
     async def _begin_reinforcement(self) -> None:
         config = self._settings.trainer
         updates = config.steps * self._settings.updates_per_batch
-        await self._learners.begin_phase(config.optimizer, config.loss, updates)
+        await self._learners.begin_phase(config.optimizer, config.loss, updates, config.advantage)
 
     # -- reinforcement --
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, ValueLossConfig
 from verl.data.samples import TrainingSample
@@ -71,3 +72,15 @@ def test_without_gae_there_is_no_critic(model_folder: Path, make_samples: MakeSa
     learner = Learner(model_folder, CONFIG, seed=0)
     learner.begin_phase(OptimizerConfig(), LossConfig(), 10, AdvantageConfig())
     assert "critic_value_loss" not in learner.update(make_samples(2))
+
+
+def test_a_critic_starts_from_the_policy_as_it_is(model_folder: Path, make_samples: MakeSamples) -> None:
+    learner = Learner(model_folder, CONFIG, seed=0)
+    learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="weighted_nll"), 10)
+    learner.update(make_samples(4))  # a warm-up
+    learner.begin_phase(OptimizerConfig(), LossConfig(), 10, GAE)
+    assert learner._critic is not None
+    policy, critic = learner.model.weights, learner._critic._model.weights
+    shared = [name for name in critic if name != "lm_head.weight"]
+    assert len(shared) > 10
+    assert all(torch.equal(critic[name].to_local(), policy[name].to_local()) for name in shared)

@@ -61,3 +61,10 @@ def test_uniform_groups_are_left_out_only_on_request() -> None:
 def test_an_episode_without_a_score_is_an_error_not_a_zero() -> None:
     with pytest.raises(ValueError, match="never scored"):
         assign([group(0, episode(None))], GRPO, drop_uniform=False, version=8)
+
+
+def test_with_a_critic_a_sample_carries_its_reward_and_uniform_groups_stay() -> None:
+    groups = [group(0, episode(1.0), episode(1.0)), group(1, episode(0.25), episode(0.5))]
+    samples, metrics = assign(groups, AdvantageConfig(name="gae"), drop_uniform=False, version=8)
+    assert [sample.advantages[-1] for sample in samples] == [1.0, 1.0, 0.25, 0.5]
+    assert metrics["uniform_groups"] == 0.5
