@@ -18,6 +18,12 @@ if [ -z "$python" ] || ! "$python" -c 'import ensurepip' 2>/dev/null; then
     exit 2
 fi
 
+if [ -L .venv ]; then # another checkout's, which may be in use: used as it is, and never cleared or changed from here
+    if [ -x .venv/bin/python ]; then exit 0; fi
+    say ".venv is a link to $(readlink .venv), which holds no Python: set it up there, or remove the link."
+    exit 2
+fi
+
 exec 9<cmd/setup.sh # two commands started together set up once
 flock 9
 
