@@ -15,8 +15,9 @@ from search_agent.config import RunConfig
 from search_agent.servers import Retrievers, start_retrievers
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
-from verl.cluster.groups import LearnerGroup, RolloutPool
-from verl.cluster.ray_runtime import RayRuntime
+from verl.cluster.groups import LearnerGroup
+from verl.cluster.pool import RolloutPool
+from verl.cluster.ray_runtime import RayRuntime, ready
 from verl.errors import UserError
 from verl.trainer.weights import WeightSync
 
@@ -103,15 +104,14 @@ async def processes(
             engine.max_context_tokens,
         )
         learner_actors = [
-            runtime.actor(LearnerActor, f"learner_{rank}", cluster.learner_threads, log=learner_logs[rank])
-            for rank in range(ranks)
+            runtime.actor(LearnerActor, cluster.learner_threads, log=learner_logs[rank]) for rank in range(ranks)
         ]
         pool = start_rollout(config, runtime, model, spec, logs, stack)
         if not learn:
             await pool.ready()
             yield Live(retrievers, pool, None, None)
             return
-        learners = await start_learner(config, runtime, learner_actors, model, learner_logs)
+        learners = await start_learner(config, learner_actors, model, learner_logs)
         sync = WeightSync(
             learners,
             pool,
@@ -128,41 +128,46 @@ def start_rollout(
 ) -> RolloutPool:
     """Start the rollout workers without waiting for them: a warm-up needs none, so their engines start meanwhile."""
     engine = config.rollout.engine
-    files = [logs / f"rollout_{worker}.log" for worker in range(config.rollout.workers)]
-    actors = [
-        runtime.actor(
+    actors: dict[int, Any] = {}
+
+    def start(worker: int) -> Any:
+        if worker in actors:
+            runtime.kill(actors.pop(worker))
+        actors[worker] = runtime.actor(
             make_rollout_actor_class(),
-            f"rollout_{worker}",
             engine.threads,
             model,
             engine,
             spec,
-            log=log,
+            log=logs / f"rollout_{worker}.log",
             ranks=engine.tensor_parallel_size,
             run_seed=config.seed,
             deterministic=config.deterministic,
         )
-        for worker, log in enumerate(files)
-    ]
-    answers = [actor.open.remote() for actor in actors]
-    starting = asyncio.create_task(runtime.ready("rollout workers", answers, config.rollout.start_timeout_s, files))
-    stack.callback(starting.cancel)
-    return RolloutPool(actors, files, starting)
+        return actors[worker]
+
+    pool = RolloutPool(
+        start,
+        [logs / f"rollout_{worker}.log" for worker in range(config.rollout.workers)],
+        open_timeout_s=config.rollout.start_timeout_s,
+        max_restarts=config.cluster.max_worker_restarts,
+        fixed_shares=config.deterministic,
+    )
+    stack.callback(pool.stop_starting)
+    return pool
 
 
-async def start_learner(
-    config: RunConfig, runtime: RayRuntime, actors: Sequence[Any], model: str, logs: Sequence[Path]
-) -> LearnerGroup:
+async def start_learner(config: RunConfig, actors: Sequence[Any], model: str, logs: Sequence[Path]) -> LearnerGroup:
     """Let the ranks meet where rank 0 is, and wait until all have loaded the model."""
     device = "cuda" if config.cluster.gpus_per_process else "cpu"
     timeout_s = config.cluster.start_timeout_s
-    [(address, port)] = await runtime.ready("learner", [actors[0].meeting_point.remote()], timeout_s, logs)
+    [(address, port)] = await ready("learner", [actors[0].meeting_point.remote()], timeout_s, logs)
     places = [LearnerPlace(rank, len(actors), address, port, device) for rank in range(len(actors))]
     answers = [
         actor.start.remote(place, model, config.learner, seed=config.seed, rejected=logs[0].parent.parent / "rejected")
         for actor, place in zip(actors, places, strict=True)
     ]
-    await runtime.ready("learner", answers, timeout_s, logs)
+    await ready("learner", answers, timeout_s, logs)
     return LearnerGroup(actors, logs)
 
 

@@ -12,3 +12,7 @@ class UserError(Exception):
 
 class InfrastructureError(RuntimeError):
     """Something outside the policy failed (a server, a process, a disk): nothing here may count as a wrong answer."""
+
+
+class EngineDiedError(InfrastructureError):
+    """A rollout worker's engine cannot go on, though its process lives: the worker has to be started again."""

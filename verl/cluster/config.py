@@ -26,10 +26,16 @@ class ClusterConfig:
     start_timeout_s: float = 120.0
     """Seconds until every learner rank must be ready; then the error names what the cluster lacks."""
 
+    max_worker_restarts: int = 3
+    """How often a rollout worker whose process or engine died is started again; past that the others go on alone, or
+    the run ends. 0 never restarts."""
+
     def __post_init__(self) -> None:
         for key in ("learner_ranks", "learner_threads"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
+        if self.max_worker_restarts < 0:
+            raise UserError(f"max_worker_restarts is {self.max_worker_restarts}: write 0 or more")
         if self.gpus_per_process < 0:
             raise UserError(f"gpus_per_process is {self.gpus_per_process}: write 0 for CPU, or a share of a GPU")
         if self.object_store_mib < 80:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.cluster.config import ClusterConfig
-from verl.errors import InfrastructureError, UserError
+from verl.errors import EngineDiedError, InfrastructureError, UserError
 
 # Ray's own services that a run has no use for; each costs start-up time and outlives a killed driver.
 _QUIET = {
@@ -75,7 +75,14 @@ class RayRuntime:
             ray.kill(actor)
         ray.shutdown()
 
-    def actor(self, cls: type, name: str, threads: int, *args: Any, ranks: int = 1, **kwargs: Any) -> Any:
+    def kill(self, actor: Any) -> None:
+        """End an actor's process now; no harm if it has ended already."""
+        import ray
+
+        self._actors.remove(actor)
+        ray.kill(actor)
+
+    def actor(self, cls: type, threads: int, *args: Any, ranks: int = 1, **kwargs: Any) -> Any:
         """Start an actor in its own process, with its threads set before anything is imported there.
 
         ``ranks`` is how many processes' GPUs it asks for: those of a tensor-parallel engine.
@@ -87,7 +94,6 @@ class RayRuntime:
         handle = (
             ray.remote(cls)
             .options(
-                name=name,
                 num_cpus=1,
                 num_gpus=self._config.gpus_per_process * ranks,
                 runtime_env={"env_vars": thread_environment(threads)},
@@ -97,20 +103,28 @@ class RayRuntime:
         self._actors.append(handle)
         return handle
 
-    async def ready(
-        self, what: str, answers: Sequence[Awaitable[Any]], timeout_s: float, logs: Sequence[Path]
-    ) -> list[Any]:
-        """Wait until all actors answered, and return their answers.
 
-        Raises InfrastructureError that names a shortage, or the actor's own error.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.gather(*answers)
-        except TimeoutError:
-            raise InfrastructureError(f"{what} not ready after {timeout_s:.0f} s: {_shortage()}") from None
-        except Exception as error:
-            raise first_cause(error, what, logs) from error
+async def ready(what: str, answers: Sequence[Awaitable[Any]], timeout_s: float, logs: Sequence[Path]) -> list[Any]:
+    """Wait until all actors answered, and return their answers.
+
+    Raises InfrastructureError that names a shortage, or the actor's own error.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.gather(*answers)
+    except TimeoutError:
+        raise InfrastructureError(f"{what} not ready after {timeout_s:.0f} s: {_shortage()}") from None
+    except Exception as error:
+        raise first_cause(error, what, logs) from error
+
+
+def has_died(error: Exception) -> bool:
+    """Whether a call failed because the actor, its node or its engine is gone: it can be made again, elsewhere."""
+    from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+
+    if isinstance(error, RayTaskError):
+        return isinstance(error.cause, EngineDiedError)
+    return isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError)
 
 
 def first_cause(error: Exception, what: str, logs: Sequence[Path]) -> Exception:

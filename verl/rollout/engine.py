@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl.errors import UserError
+from verl.errors import EngineDiedError, UserError
 from verl.rollout.engine_checks import check_model
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_thread import EngineThread
@@ -133,6 +133,11 @@ class VllmEngine:
         await self._thread.call(lambda: self._vllm.commit_version(version), fatal=True)
 
     # -- life --
+
+    def check(self) -> None:
+        """Raises EngineDiedError, with the cause, if the engine cannot generate any more."""
+        if (death := self._thread.death) is not None:
+            raise EngineDiedError(f"the engine died: {type(death).__name__}: {death}") from death
 
     def stats(self) -> EngineStats:
         """Read the counters; never waits for the engine."""

@@ -76,6 +76,11 @@ class EngineThread(Generic[RequestT, ResultT]):
         # A thread that the interpreter's exit finds inside native code would abort the process.
         atexit.register(self.close)
 
+    @property
+    def death(self) -> BaseException | None:
+        """Why the engine cannot step any more; None while it can."""
+        return self._death
+
     # -- from any event loop --
 
     def submit(self, requests: Sequence[RequestT]) -> list[asyncio.Future[Any]]:

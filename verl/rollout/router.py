@@ -63,9 +63,13 @@ class Router(Generic[EngineT]):
             self._load[engine] += 1
         return engine
 
+    def is_open(self, task: str, sample: int) -> bool:
+        """Whether an episode has an engine now: routed, not done, and its engine has not left."""
+        return sample in self._open.get(task, ())
+
     def done(self, task: str, sample: int) -> None:
         """The episode ended. Raises KeyError if it was not open."""
-        if sample not in self._open.get(task, ()):
+        if not self.is_open(task, sample):
             raise KeyError(f"sample {sample} of task {task} is not under way")
         self._open[task].remove(sample)
         self._load[self._tasks[task]] -= 1

@@ -42,11 +42,15 @@ class RolloutWorker:
         await self._agent.open()
 
     async def run_groups(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        """Play every episode of the requests at the same time; groups come back in the order of the requests."""
+        """Play every episode of the requests at the same time; groups come back in the order of the requests.
+
+        Raises EngineDiedError if the engine died meanwhile: the requests can be played again on another worker.
+        """
         total = sum(request.samples for request in requests)
         admission = OrderedAdmission(self._engine, total) if self._deterministic else None
         episodes = [self._play(request, sample, admission) for request in requests for sample in range(request.samples)]
         trajectories = iter(await asyncio.gather(*episodes))
+        self._engine.check()
         return [
             Group(request.number, request.task, [next(trajectories) for _ in range(request.samples)])
             for request in requests

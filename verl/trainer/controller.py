@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl.algorithms.config import LossConfig
-from verl.cluster.groups import LearnerGroup, RolloutPool
+from verl.cluster.groups import LearnerGroup
+from verl.cluster.pool import RolloutPool
 from verl.data.order import EpochOrder
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task

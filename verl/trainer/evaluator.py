@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from verl.cluster.groups import RolloutPool
+from verl.cluster.pool import RolloutPool
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError
 from verl.rollout.groups import Group, GroupRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from verl.cluster.groups import RolloutPool
+from verl.cluster.pool import RolloutPool
 from verl.data.order import EpochOrder
 from verl.data.tasks import Task
 from verl.rollout.groups import Group, GroupRequest

@@ -1,13 +1,21 @@
-"""Weights from the learner to the engines: publish, load everywhere, release, and make sure that both sides agree."""
+"""Weights from the learner to the engines: publish, load everywhere, and make sure that both sides agree.
+
+The newest version's file stays until the next version is loaded: a worker that joins meanwhile starts from it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from verl.cluster.groups import LearnerGroup, RolloutPool
+from verl.cluster.groups import LearnerGroup
+from verl.cluster.pool import Canary, Probe, RolloutPool
 from verl.sync.canary import Reading, check
+
+if TYPE_CHECKING:
+    from verl.sync.update import WeightUpdate
 
 
 class WeightSync:
@@ -33,29 +41,36 @@ class WeightSync:
         self._folder = folder
         self._probes = probes
         self._tolerance = tolerance
+        self._held: WeightUpdate | None = None
 
     async def push(self, version: int) -> None:
         """Give every engine the learner's weights. Raises InfrastructureError if one of them then disagrees."""
-        from verl.sync.carrier import release
-
         update = await self._learners.publish(version, self._dtype, self._folder)
-        await self._pool.update_weights(update, version)
-        release(update)
-        expected, answers = await asyncio.gather(self._learners.probe(self._probes), self._pool.probe(self._probes))
+        expected, _ = await asyncio.gather(self._learners.probe(self._probes), self._load(update, version))
         learner = _reading(expected, [[margin] for _, _, margin in expected])
-        for answer in answers:
+
+        def agree(answer: Probe) -> None:
             check(_reading(answer), learner, version, max_diff=self._tolerance)
+
+        await self._pool.confirm(Canary(self._probes, agree))
 
     async def push_saved(self, folder: Path, version: int) -> None:
         """Give every engine the weights of a Hugging Face folder; the learner is not involved."""
         import torch
 
         from verl.learner.saved_weights import read_weights
-        from verl.sync.carrier import publish, release
+        from verl.sync.carrier import publish
 
         update = publish(read_weights(folder, getattr(torch, self._dtype)), version, self._folder)
+        await self._load(update, version)
+
+    async def _load(self, update: WeightUpdate, version: int) -> None:
+        from verl.sync.carrier import release
+
         await self._pool.update_weights(update, version)
-        release(update)
+        if self._held is not None and self._held.path != update.path:
+            release(self._held)
+        self._held = update
 
 
 def _reading(answers: Sequence[tuple[int, float, float]], margins: Sequence[Sequence[float]] = ()) -> Reading:

@@ -1,0 +1,267 @@
+"""The pool loses no group and plays none twice, whoever dies; who joins has the newest weights first."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError
+
+from verl.cluster.pool import EPISODES_PER_CALL, Canary, RolloutPool
+from verl.data.tasks import Task
+from verl.errors import InfrastructureError, UserError
+from verl.rollout.groups import Group, GroupRequest
+from verl.rollout.interfaces import Sampling
+
+
+class FakeWorker:
+    """A worker's process: plays a group when it is let, dies when it is told, and remembers what it was asked."""
+
+    def __init__(self, number: int, *, broken: bool = False) -> None:
+        self.number = number
+        self.calls: list[list[int]] = []
+        self.played: list[int] = []
+        self.version: int | None = None
+        self.versions: list[int | None] = []
+        """Of its weights, when each call came."""
+        self.go = asyncio.Event()
+        self.go.set()
+        self._dead = asyncio.Event()
+        self._broken = broken
+
+    def die(self) -> None:
+        self._dead.set()
+
+    def __getattr__(self, method: str) -> Any:
+        answer = super().__getattribute__(f"do_{method}")
+        return type("Method", (), {"remote": lambda _, *args: asyncio.ensure_future(self._alive(answer(*args)))})()
+
+    async def _alive(self, answer: Any) -> Any:
+        work, death = asyncio.ensure_future(answer), asyncio.ensure_future(self._dead.wait())
+        await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
+        if self._dead.is_set():
+            work.cancel()
+            raise ActorDiedError()
+        death.cancel()
+        return work.result()
+
+    async def do_open(self) -> None:
+        if self._broken:
+            raise InfrastructureError("it cannot start")
+
+    async def do_run_groups(self, requests: Sequence[GroupRequest]) -> list[Group]:
+        self.versions.append(self.version)
+        self.calls.append([request.number for request in requests])
+        await self.go.wait()
+        await asyncio.sleep(0)
+        self.played += self.calls[-1]
+        if any(request.task.question == "too long" for request in requests):
+            raise UserError("a prompt is too long")
+        return [Group(request.number, request.task) for request in requests]
+
+    async def do_update_weights(self, update: Any, version: int) -> None:
+        await asyncio.sleep(0)
+        self.version = version
+
+    async def do_probe(self, prompts: Sequence[Sequence[int]]) -> Any:
+        return [(self.version, 0.0, 0.0) for _ in prompts]
+
+    async def do_stats(self) -> dict[str, float]:
+        return {"busy_s": 1.0}
+
+
+class Processes:
+    """Starts fake workers; ``made[n]`` are the processes of worker n, in order."""
+
+    def __init__(self, tmp_path: Path, workers: int, *, broken_after_first: bool = False, **options: Any) -> None:
+        self.made: dict[int, list[FakeWorker]] = {number: [] for number in range(workers)}
+        self._broken_after_first = broken_after_first
+        logs = [tmp_path / f"rollout_{number}.log" for number in range(workers)]
+        self.pool = RolloutPool(self._start, logs, open_timeout_s=5, **options)
+
+    def _start(self, number: int) -> FakeWorker:
+        worker = FakeWorker(number, broken=self._broken_after_first and bool(self.made[number]))
+        self.made[number].append(worker)
+        return worker
+
+    def now(self, number: int) -> FakeWorker:
+        return self.made[number][-1]
+
+
+def requests(numbers: Sequence[int], samples: int = 2, question: str = "q") -> list[GroupRequest]:
+    return [
+        GroupRequest(number, Task(f"t{number}", question, ("a",)), samples, "train", "train", 0, Sampling())
+        for number in numbers
+    ]
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def test_groups_spread_over_workers_and_come_back_in_order(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2)
+    groups = await processes.pool.run(requests([4, 1, 3, 2]))
+    assert [group.number for group in groups] == [4, 1, 3, 2]
+    assert (processes.now(0).played, processes.now(1).played) == ([4, 3], [1, 2])
+
+
+async def test_a_group_goes_to_the_worker_with_the_fewest_open_episodes(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2)
+    await processes.pool.ready()
+    processes.now(0).go.clear()
+    slow = asyncio.create_task(processes.pool.run(requests([0])))
+    await settle()
+    for number in (1, 2, 3):
+        await processes.pool.run(requests([number]))
+    assert processes.now(1).played == [1, 2, 3]
+    processes.now(0).go.set()
+    await slow
+
+
+async def test_many_groups_travel_in_calls_of_bounded_size(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1)
+    await processes.pool.run(requests(range(20), samples=EPISODES_PER_CALL // 8))
+    assert [len(call) for call in processes.now(0).calls] == [8, 8, 4]
+
+
+async def test_a_deterministic_share_is_one_call(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, fixed_shares=True)
+    await processes.pool.run(requests(range(40), samples=8))
+    assert [len(worker.calls) for worker in (processes.now(0), processes.now(1))] == [1, 1]
+
+
+async def test_a_dead_workers_groups_are_played_on_the_others_and_it_comes_back(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=1)
+    await processes.pool.ready()
+    processes.now(0).go.clear()
+    run = asyncio.create_task(processes.pool.run(requests(range(4))))
+    await settle()
+    processes.now(0).die()
+    assert [group.number for group in await run] == [0, 1, 2, 3]
+    assert sorted(processes.now(1).played) == [0, 1, 2, 3]
+    await settle()
+    assert len(processes.made[0]) == 2
+    await processes.pool.run(requests([7, 8]))
+    assert processes.now(0).played != []
+
+
+async def test_a_worker_that_comes_back_has_the_newest_weights_and_is_checked_before_it_serves(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1, max_restarts=1)
+    await processes.pool.ready()
+    await processes.pool.update_weights(None, 3)  # type: ignore[arg-type]
+    checked: list[Any] = []
+    await processes.pool.confirm(Canary([[1]], checked.append))
+    processes.now(0).die()
+    assert [group.number for group in await processes.pool.run(requests([5]))] == [5]
+    assert processes.now(0).versions == [3]
+    assert checked == [[(3, 0.0, 0.0)], [(3, 0.0, 0.0)]]
+
+
+async def test_a_worker_that_disagrees_with_the_learner_does_not_come_back(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=2)
+    await processes.pool.ready()
+    await processes.pool.update_weights(None, 1)  # type: ignore[arg-type]
+    passed: list[Any] = []
+
+    def check(answer: Any) -> None:
+        passed.append(answer)
+        if len(passed) > 2:
+            raise InfrastructureError("canary: other weights")
+
+    await processes.pool.confirm(Canary([[1]], check))
+    processes.now(0).die()
+    await processes.pool.run(requests(range(4)))
+    await settle()
+    assert len(passed) == 4
+    assert processes.now(0).calls == []
+
+
+async def test_a_worker_found_dead_by_a_weight_update_is_left_out_and_started_again(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=1)
+    await processes.pool.ready()
+    processes.now(0).die()
+    await processes.pool.update_weights(None, 2)  # type: ignore[arg-type]
+    assert processes.now(1).version == 2
+    await settle()
+    assert processes.now(0).version == 2
+    assert set(await processes.pool.stats()) == {"rollout_0", "rollout_1"}
+
+
+async def test_a_deterministic_share_waits_for_its_own_worker_and_is_played_again_whole(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=1, fixed_shares=True)
+    await processes.pool.ready()
+    processes.now(0).go.clear()
+    run = asyncio.create_task(processes.pool.run(requests(range(6))))
+    await settle()
+    processes.now(0).die()
+    assert [group.number for group in await run] == list(range(6))
+    assert processes.made[0][0].calls == processes.made[0][1].calls == [[0, 2, 4]]
+    assert processes.now(1).calls == [[1, 3, 5]]
+
+
+@pytest.mark.parametrize("fixed_shares", [False, True])
+async def test_when_none_is_left_one_error_names_the_cause_and_the_log(tmp_path: Path, fixed_shares: bool) -> None:
+    processes = Processes(tmp_path, 1, max_restarts=2, broken_after_first=True, fixed_shares=fixed_shares)
+    await processes.pool.ready()
+    processes.now(0).die()
+    with pytest.raises(InfrastructureError, match=r"cannot start(.|\n)*the same command goes on"):
+        await asyncio.wait_for(processes.pool.run(requests([1])), 5)
+    assert len(processes.made[0]) == 3
+
+
+async def test_without_restarts_the_others_go_on_alone(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2)
+    await processes.pool.ready()
+    processes.now(1).die()
+    assert len(await processes.pool.run(requests(range(5)))) == 5
+    await settle()
+    assert len(processes.made[1]) == 1
+    assert sorted(processes.now(0).played) == list(range(5))
+
+
+async def test_a_mistake_is_told_and_costs_no_worker(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1, max_restarts=1)
+    with pytest.raises(UserError, match="too long"):
+        await processes.pool.run(requests([1], question="too long"))
+    assert len(processes.made[0]) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), workers=st.integers(1, 4))
+def test_whoever_dies_and_whenever_every_group_comes_back_once(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, workers: int
+) -> None:
+    rng = random.Random(seed)
+
+    async def life() -> None:
+        processes = Processes(tmp_path_factory.mktemp("pool"), workers, max_restarts=10_000)
+        await processes.pool.ready()
+
+        async def kill() -> None:
+            for _ in range(20):
+                for _ in range(rng.randrange(8)):
+                    await asyncio.sleep(0)
+                processes.now(rng.randrange(workers)).die()
+
+        killer = asyncio.create_task(kill())
+        for step in range(6):
+            numbers = range(step * 5, step * 5 + 5)
+            runs = [processes.pool.run(requests([number], samples=rng.randrange(1, 4))) for number in numbers]
+            groups = await asyncio.wait_for(asyncio.gather(*runs), 20)
+            assert [group.number for [group] in groups] == list(numbers)
+            await processes.pool.update_weights(None, step + 1)  # type: ignore[arg-type]
+        await killer
+        for process in (process for made in processes.made.values() for process in made):
+            for numbers_of_call, version in zip(process.calls, process.versions, strict=True):
+                assert {version or 0} == {number // 5 for number in numbers_of_call}
+        processes.pool.stop_starting()
+
+    asyncio.run(life())
