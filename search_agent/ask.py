@@ -39,9 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    from search_agent.preflight import model_faults
     from search_agent.transcript import in_colour, printable
     from verl.cluster.processes import thread_environment
 
+    if faults := model_faults(config):
+        raise UserError("\n".join(faults))
     os.environ.update(thread_environment(config.rollout.engine.threads))
     logs = RUNS / "ask"
     logs.mkdir(parents=True, exist_ok=True)
@@ -79,19 +82,20 @@ class Session:
         """Load everything; takes seconds. Raises UserError on a model that cannot be served."""
         from transformers import AutoTokenizer
 
-        from search_agent.launch import find_source
+        from search_agent.launch import find_source, model_path
         from search_agent.preflight import read_manifests
         from search_agent.servers import start_retrievers
         from verl.rollout.engine import VllmEngine
 
         self._config = config
         self._stack = ExitStack()
-        corpus = find_source(config).test.corpus
+        source = find_source(config)
+        model, corpus = model_path(config, source), source.test.corpus
         self._urls = asyncio.run(start_retrievers(config, {"test": corpus}, folder, self._stack)).urls
         if config.retriever != "embedded":
             asyncio.run(read_manifests(config, self._urls["test"], READY_TIMEOUT_S))
-        self._tokenizer = AutoTokenizer.from_pretrained(config.model)
-        self._engine = VllmEngine(config.model, config.rollout.engine, seed=config.seed)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._engine = VllmEngine(model, config.rollout.engine, seed=config.seed)
 
     async def ask(self, question: str, show: Show) -> tuple[Trajectory, str | None]:
         """Play one greedy episode and close; returns it with the answer that was read from it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search_agent.ask import Watched, WatchedEngine, apart_from_logs, split_arguments
+from search_agent.ask import Watched, WatchedEngine, apart_from_logs, main, split_arguments
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.rollout.episode import EpisodeKey, run_episode
@@ -60,6 +60,13 @@ def test_overrides_and_question_are_told_apart() -> None:
     assert split_arguments(arguments) == (["model=runs/a", "environment.top_k=2"], "who wrote x = y ?")
     with pytest.raises(UserError, match="there is no question"):
         split_arguments(["model=runs/a"])
+
+
+def test_a_model_that_cannot_be_served_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model=/nope: there is no such folder"):
+        main(["model=/nope", "who?"])
+    with pytest.raises(UserError, match="has no config.json"):
+        main([f"model={tmp_path}", "who?"])
 
 
 def test_only_what_is_meant_for_the_screen_reaches_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

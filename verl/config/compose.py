@@ -36,7 +36,14 @@ def compose(config_name: str, overrides: Sequence[str] = (), config_dir: Path = 
     from omegaconf.errors import OmegaConfBaseException
 
     _check_choice("config", config_name, _choices(config_dir))
-    written = [_for_hydra(override, config_dir) for override in parse(overrides)]
+    written, faults = [], []
+    for override in parse(overrides):
+        try:
+            written.append(_for_hydra(override, config_dir))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
     try:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
             config = _composed(config_name, written, config_dir)
@@ -62,6 +69,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(text))
         except HydraException:
             remedy = "quote a value that holds spaces, brackets or ~" if "=" in text else f"write {text}=VALUE"
+            if text.startswith("-"):
+                remedy = "the options are --help and -m, and keys are written without dashes"
             faults.append(f"{text}: cannot be read as an override (key=value); {remedy}")
     if faults:
         raise UserError("\n".join(faults))

@@ -47,16 +47,24 @@ class RunFolder:
                 raise UserError(f"run_dir={path} holds files but no run: fresh=true deletes only run folders")
             shutil.rmtree(path)
         if folder.config.exists() and folder.config.read_text() != config_yaml:
-            raise UserError(
-                f"run_dir={path} belongs to a run of another configuration (see its config.yaml): "
-                "choose another run_dir, or write fresh=true to delete it"
-            )
+            if folder.begun:
+                raise UserError(
+                    f"run_dir={path} belongs to a run of another configuration (see its config.yaml): "
+                    "choose another run_dir, or write fresh=true to delete it"
+                )
+            shutil.rmtree(path)  # a start that failed: a mistake that was mended must not need another folder
         for directory in (path, folder.logs, folder.trajectories, folder.checkpoints):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, config_yaml)
         for leftover in [*path.glob(f"*{_TEMPORARY}"), *folder.checkpoints.glob(f"*{_TEMPORARY}")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return folder
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of a run here, besides its configuration and the logs of its start."""
+        results = (self.metrics, *self.path.glob("*.json"), *self.trajectories.glob("*"), *self.checkpoints.glob("*"))
+        return any(path.exists() and path.name not in ("driver.json", "retriever.json") for path in results)
 
     # -- small files --
 

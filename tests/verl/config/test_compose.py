@@ -53,6 +53,16 @@ def test_a_group_that_the_preset_does_not_choose_is_added_after_the_others(prese
     assert "hardware=bi: no such preset; did you mean big?" in line(presets, "hardware=bi")
 
 
+def test_all_wrong_choices_are_told_at_once(presets: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        compose("train", ["reward=f2", "recipe=bg", "seed=1,2"], presets)
+    assert [text.partition(":")[0] for text in str(caught.value).splitlines()] == ["reward=f2", "recipe=bg", "seed=1,2"]
+
+
+def test_an_option_that_there_is_not_is_answered_with_those_there_are(presets: Path) -> None:
+    assert line(presets, "--hlp").endswith("the options are --help and -m, and keys are written without dashes")
+
+
 def test_a_key_that_no_preset_mentions_is_passed_on(presets: Path) -> None:
     config = compose("train", ["learner.optimizer.learning_rate=1e-4", "+extra=x", "reward.scale=2"], presets)
     assert config["learner"] == {"optimizer": {"learning_rate": 1e-4}}

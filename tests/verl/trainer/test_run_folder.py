@@ -30,6 +30,21 @@ def test_a_folder_of_another_configuration_is_refused_and_fresh_replaces_it(tmp_
     assert make(tmp_path / "run", "a: 2\n", fresh=True).read_json("summary.json") is None
 
 
+@pytest.mark.parametrize(
+    "result", ["metrics.jsonl", "before.json", "checkpoints/step_000010", "trajectories/train_000001.jsonl.gz"]
+)
+def test_a_start_that_failed_does_not_keep_its_folder_from_a_mended_command(tmp_path: Path, result: str) -> None:
+    failed = make(tmp_path / "run")
+    failed.write_json("retriever.json", {"fingerprint": "other"})
+    (failed.logs / "retriever_0.log").write_text("port in use")
+    mended = make(tmp_path / "run", "a: 2\n")
+    assert mended.config.read_text() == "a: 2\n"
+    assert mended.read_json("retriever.json") is None
+    (mended.path / result).write_text("{}")
+    with pytest.raises(UserError, match="another configuration"):
+        make(tmp_path / "run", "a: 3\n")
+
+
 def test_fresh_never_deletes_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="no run"):
