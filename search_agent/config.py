@@ -80,6 +80,8 @@ class RunConfig:
     def _check_algorithm(self) -> None:
         """Refuse what would give no signal, or needs what the loop does not have."""
         trainer = self.trainer
+        if self.warmup.all_weights and self.learner.lora is None:
+            raise UserError("warmup.all_weights=true says something beside learner.lora only: write false")
         if trainer.advantage.needs_greedy:
             raise UserError(
                 f"trainer.advantage.name={trainer.advantage.name} needs a greedy episode of each task, which the "

@@ -18,7 +18,8 @@ def learner_gib(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     """One learner rank, by part. FSDP shards what is held between steps, and gathers what a layer computes with."""
     learner, ranks = config.learner, config.cluster.learner_ranks
     held, computed = _BYTES[learner.parameter_dtype], _BYTES[learner.compute_dtype]
-    trained = shape.parameters if learner.lora is None else _adapter_parameters(learner.lora, shape)
+    adapters = None if config.warmup.all_weights and config.warmup.steps else learner.lora
+    trained = shape.parameters if adapters is None else _adapter_parameters(adapters, shape)
     has_copy = learner.lora is None and config.trainer.loss.needs_reference
     parts = {
         "weights": shape.parameters * held / ranks,

@@ -75,10 +75,15 @@ class LearnerActor:
         return self._rank
 
     def begin_phase(
-        self, optimizer: OptimizerConfig, loss: LossConfig, total_steps: int, advantage: AdvantageConfig | None = None
+        self,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        total_steps: int,
+        advantage: AdvantageConfig | None = None,
+        **options: bool,
     ) -> None:
         """See ``Learner.begin_phase``."""
-        self._learner.begin_phase(optimizer, loss, total_steps, advantage)
+        self._learner.begin_phase(optimizer, loss, total_steps, advantage, **options)
 
     def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """See ``Learner.update``."""

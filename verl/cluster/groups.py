@@ -31,9 +31,13 @@ class LearnerGroup:
         loss: LossConfig,
         total_steps: int,
         advantage: AdvantageConfig | None = None,
+        *,
+        keep_reference: bool = False,
+        all_weights: bool = False,
     ) -> None:
-        """A fresh optimizer and schedule for a new phase; an ``advantage`` that needs a critic gets one."""
-        await self._all("begin_phase", optimizer, loss, total_steps, advantage)
+        """A fresh optimizer and schedule for a new phase: see ``Learner.begin_phase``."""
+        options = {"keep_reference": keep_reference, "all_weights": all_weights}
+        await self._all("begin_phase", optimizer, loss, total_steps, advantage, **options)
 
     async def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """One batch: each rank takes its share. Returns the metrics of the global batch."""

@@ -50,12 +50,19 @@ class Engine:
     ) -> None:
         """``weights`` are the parameters by name; those without ``requires_grad`` are neither trained nor saved."""
         self.device = layout.device
+        self._all = weights
         self.weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
         self._flops = flops
         self._config = config
         self._layout = layout
         self._guard = FiniteGuard(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
         self._step = 0
+
+    def train_only(self, weights: Mapping[str, DTensor]) -> None:
+        """From the next phase on these are trained and saved; the others of the module stay as they are."""
+        for name, weight in self._all.items():
+            weight.requires_grad_(name in weights)
+        self.weights = dict(weights)
 
     def begin_phase(self, config: OptimizerConfig, total_steps: int) -> None:
         """Start from step 0 with a fresh optimizer."""

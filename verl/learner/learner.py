@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from verl.algorithms.config import AdvantageConfig, LossConfig
 from verl.algorithms.metrics import summarize
@@ -24,6 +25,7 @@ from verl.config.build import build
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
 from verl.learner import export
+from verl.learner.adapter import saved_name
 from verl.learner.checkpoint import written_whole
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.critic import Critic
@@ -55,6 +57,9 @@ class Learner:
         self._reference = Reference(self.model, self._model_path, config, layout)
         self._loss: LossConfig | None = None
         self._advantage: AdvantageConfig | None = None
+        self._has_reference = self._all_weights = self._base_moved = False
+        self._base = {name: weight for name, weight in self.model.weights.items() if saved_name(name)}
+        self._adapters = {name: weight for name, weight in self.model.weights.items() if not saved_name(name)}
         self._make_critic = partial(Critic, self._model_path, config, layout, rejected_folder)
         self._critic: Critic | None = None
 
@@ -71,21 +76,31 @@ class Learner:
         loss: LossConfig,
         total_steps: int,
         advantage: AdvantageConfig | None = None,
+        *,
+        keep_reference: bool = False,
+        all_weights: bool = False,
     ) -> None:
         """Start a phase of ``total_steps`` optimizer steps with a fresh optimizer; the weights stay as they are.
 
-        Where the loss needs a reference model, that is the policy as it is now. An ``advantage`` that needs a critic
-        gets one, and ``update`` then takes rewards: the samples' ``advantages`` are the reward of their sequence.
+        Where the loss needs a reference model, or with ``keep_reference``, that is the policy as it is now. An
+        ``advantage`` that needs a critic gets one, and ``update`` then takes rewards: the samples' ``advantages`` are
+        the rewards of their tokens. With LoRA, ``all_weights`` trains the model under the adapters instead of them.
         """
-        self._set_phase(loss, advantage)
+        self._set_phase(loss, advantage, keep_reference or loss.needs_reference, all_weights)
         self._engine.begin_phase(optimizer, total_steps)
         if self._critic is not None:
             self._critic.take_decoder(self.model)
             self._critic.begin_phase(total_steps)
 
-    def _set_phase(self, loss: LossConfig, advantage: AdvantageConfig | None) -> None:
+    def _set_phase(
+        self, loss: LossConfig, advantage: AdvantageConfig | None, has_reference: bool, all_weights: bool
+    ) -> None:
         self._loss, self._advantage = loss, advantage
-        if loss.needs_reference:
+        self._has_reference, self._all_weights = has_reference, all_weights
+        if self.config.lora is not None:
+            self._base_moved |= all_weights
+            self._engine.train_only(self._base if all_weights else self._adapters)
+        if has_reference:
             self._reference.take()
         else:
             self._reference.drop()
@@ -197,9 +212,12 @@ class Learner:
         phase = {
             "loss": asdict(self._current_loss()),
             "advantage": None if self._advantage is None else asdict(self._advantage),
+            "has_reference": self._has_reference,
+            "all_weights": self._all_weights,
+            "base_moved": self._base_moved,
         }
         with written_whole(Path(folder)) as whole:
-            self._engine.save(whole / _POLICY, phase, self._reference.weights())
+            self._engine.save(whole / _POLICY, phase, self._frozen())
             if self._critic is not None:
                 self._critic.save(whole / _CRITIC)
 
@@ -208,7 +226,14 @@ class Learner:
         folder = Path(folder)
         phase = self._engine.read(folder / _POLICY)
         advantage = None if phase["advantage"] is None else build(AdvantageConfig, phase["advantage"])
-        self._set_phase(build(LossConfig, phase["loss"]), advantage)
-        self._engine.load(folder / _POLICY, self._reference.weights())
+        self._base_moved = phase["base_moved"]
+        self._set_phase(build(LossConfig, phase["loss"]), advantage, phase["has_reference"], phase["all_weights"])
+        self._engine.load(folder / _POLICY, self._frozen())
         if self._critic is not None:
             self._critic.load(folder / _CRITIC)
+
+    def _frozen(self) -> dict[str, DTensor]:
+        """Weights that this phase does not train and that no file of the model has: those of a reference, or those
+        under adapters that an earlier phase has moved."""
+        base = self._base if self._base_moved and not self._all_weights else {}
+        return {**self._reference.weights(), **base}

@@ -26,6 +26,9 @@ class WarmupConfig:
     """Traces in one step, drawn without replacement within an epoch."""
     save_every_steps: int = 200
     """Steps between resumable checkpoints of the warm-up."""
+    all_weights: bool = False
+    """Where ``learner.lora`` is set: warm all weights up, and give the adapters to reinforcement alone. False trains
+    the adapters in both, which is what bounds the memory of a large model."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The warm-up's own optimizer; reinforcement starts with a fresh one."""
 

@@ -101,7 +101,8 @@ class Controller:
     async def _warm_up(self) -> None:
         config = self._settings.warmup
         if config.steps:
-            await self._learners.begin_phase(config.optimizer, LossConfig(name="weighted_nll"), config.steps)
+            loss = LossConfig(name="weighted_nll")
+            await self._learners.begin_phase(config.optimizer, loss, config.steps, all_weights=config.all_weights)
             if self.state.step:
                 await self._learners.load(self._folder.resumable()[-1])  # broken off in the middle of the warm-up
             order = EpochOrder(self._data.traces, self._settings.seed, "warmup")

@@ -97,3 +97,25 @@ def test_adapter_starts_at_nothing_trains_alone_and_merges(
         assert theirs == pytest.approx(ours, abs=1e-5)
         moved = max(moved, float(abs(ours - base).max()))
     assert moved > 1e-3
+
+
+def test_a_warm_up_of_all_weights_stays_under_the_adapters_and_in_the_checkpoint(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    config = LearnerConfig(lora=LoraConfig(rank=4, alpha=8))
+    learner, resumed = (Learner(model_folder, config, seed=0) for _ in range(2))
+    loaded = learner.weights_hash()
+    learner.begin_phase(OPTIMIZER, LossConfig(name="weighted_nll"), 10, all_weights=True)
+    learner.update(make_samples(5, seed=1))
+    warm = learner.weights_hash()
+    assert warm != loaded
+    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    assert learner.weights_hash() == warm, "adapters start as nothing"
+    base = {name: weight.to_local().clone() for name, weight in learner.model.weights.items() if "lora_" not in name}
+    learner.update(make_samples(5, seed=2))
+    assert learner.weights_hash() != warm
+    assert all(torch.equal(learner.model.weights[name].to_local(), weight) for name, weight in base.items())
+    learner.save_checkpoint(tmp_path / "saved")
+    resumed.load_checkpoint(tmp_path / "saved")
+    assert resumed.weights_hash() == learner.weights_hash()
+    assert resumed.update(make_samples(5, seed=3)) == learner.update(make_samples(5, seed=3))

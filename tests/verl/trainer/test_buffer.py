@@ -6,7 +6,7 @@ import heapq
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl.trainer.buffer import GroupBuffer
@@ -37,6 +37,7 @@ def simulate(groups_per_step: int, max_staleness: int, steps: int, seed: int, sl
     return trained
 
 
+@settings(deadline=None)
 @given(
     groups_per_step=st.integers(1, 6),
     max_staleness=st.integers(0, 4),
