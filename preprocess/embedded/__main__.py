@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from preprocess.arguments import parse
 from preprocess.embedded.build import Config, build_world
+from verl.config.arguments import parse
 from verl.errors import UserError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from preprocess.arguments import parse
 from preprocess.questions.build import build_files
 from preprocess.questions.config import Config
+from verl.config.arguments import parse
 from verl.errors import UserError
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from search_agent.retrieval import access, cli
+from search_agent.retrieval import access
 from search_agent.retrieval.service import RunningServer, start_server
+from verl.config.arguments import parse, run
 from verl.errors import InfrastructureError, UserError
 
 START_S = 24 * 3600.0
@@ -109,7 +110,7 @@ class _Host:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT. Raises UserError."""
-    config = cli.parse(FleetConfig, arguments)
+    config = parse(FleetConfig, arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
@@ -132,4 +133,4 @@ def _start(config: FleetConfig, logs: Path, stack: ExitStack) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

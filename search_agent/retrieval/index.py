@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_agent.retrieval import cli
 from search_agent.retrieval.building import build_index
 from search_agent.retrieval.loading import default_folder
+from verl.config.arguments import parse, run
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class IndexConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Build, or say that it is built already. Raises UserError."""
-    config = cli.parse(IndexConfig, arguments)
+    config = parse(IndexConfig, arguments)
     folder = config.index or default_folder(config.corpus)
     manifest = build_index(config.corpus, folder)
     print(f"{folder}: {manifest['documents']:,} passages, {manifest['engine']['postings']:,} postings")
@@ -31,4 +31,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

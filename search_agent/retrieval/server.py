@@ -22,10 +22,11 @@ import orjson
 import uvicorn
 import uvloop
 
-from search_agent.retrieval import access, cli
+from search_agent.retrieval import access
 from search_agent.retrieval.app import App
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.loading import Served, load
+from verl.config.arguments import parse, run
 from verl.errors import UserError
 
 DRAIN_S = 30
@@ -45,7 +46,7 @@ class _Server(uvicorn.Server):
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until stopped. Raises UserError on a bad argument, a bad corpus or a port in use."""
-    config = cli.parse(ServerConfig, arguments)
+    config = parse(ServerConfig, arguments)
     access.check_host(config.host)
     listener = _listen(config.host, config.port)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has drained
@@ -163,4 +164,4 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -15,14 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from verl.algorithms.advantages import group_advantages
 from verl.algorithms.config import AdvantageConfig, LossConfig
-from verl.config.build import build
+from verl.config.arguments import parse
 from verl.data.samples import TrainingSample
 from verl.errors import UserError
 from verl.learner.config import LearnerConfig, OptimizerConfig
@@ -45,28 +44,6 @@ class Settings:
     """How rewards become advantages; trajectories without a reward get 1."""
     temperature: float = 1.0
     """The temperature that the trajectories were sampled with."""
-
-
-def parse_settings(overrides: Sequence[str]) -> Settings:
-    """``["optimizer.learning_rate=1e-5"]`` to settings; values are JSON or words. Raises UserError for a bad key."""
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"{override}: write key=value, such as learner.compute_dtype=bfloat16")
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = _value(value)
-    return build(Settings, tree)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # a word
 
 
 def read_samples(path: Path, config: AdvantageConfig) -> list[TrainingSample]:
@@ -121,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="write a checkpoint there at the end")
     parser.add_argument("overrides", nargs="*", help="key=value: learner.*, optimizer.*, loss.*, advantage.*")
     options = parser.parse_args(arguments)
-    settings = parse_settings(options.overrides)
+    settings = parse(Settings, options.overrides)
     samples = read_samples(options.trajectories, settings.advantage)
     join_group()
     learner = Learner(options.model, settings.learner, seed=0)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl.learner.__main__ import parse_settings, read_samples
+from verl.config.arguments import parse
+from verl.learner.__main__ import Settings, read_samples
 from verl.learner.learner import Learner
 from verl.trajectory import Trajectory
 
@@ -64,7 +65,7 @@ def run(ranks: int, model: Path, data: Path, *arguments: str) -> list[dict[str, 
 
 def run_here(model: Path, data: Path, *overrides: str, steps: int = 1) -> list[dict[str, float]]:
     """The same on the one rank of this process."""
-    settings = parse_settings(overrides)
+    settings = parse(Settings, overrides)
     learner = Learner(model, settings.learner, seed=0)
     learner.begin_phase(settings.optimizer, settings.loss, steps)
     samples = read_samples(data, settings.advantage)
@@ -122,9 +123,9 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(
     saved = tmp_path / "saved"
     run(2, model_folder, trajectories, *settings, "--steps", "2", "--save", str(saved))
     straight = run_here(model_folder, trajectories, *settings, steps=3)[2]
-    resumed = Learner(model_folder, parse_settings(settings).learner, seed=0)
+    resumed = Learner(model_folder, parse(Settings, settings).learner, seed=0)
     resumed.load_checkpoint(saved)
-    samples = read_samples(trajectories, parse_settings(settings).advantage)
+    samples = read_samples(trajectories, parse(Settings, settings).advantage)
     assert_equal(resumed.update(samples), straight, 1e-6)
     for ranks in others:
         assert_equal(run(ranks, model_folder, trajectories, *settings, "--load", str(saved))[0], straight, 1e-6)
