@@ -75,6 +75,12 @@ class RunConfig:
                 f"deterministic=true needs trainer.max_staleness=0, not {self.trainer.max_staleness}: "
                 "an asynchronous run depends on timing"
             )
+        if self.trainer.max_staleness and self.rollout.top_p < 1:
+            raise UserError(
+                f"trainer.max_staleness={self.trainer.max_staleness} with rollout.top_p={self.rollout.top_p}: the "
+                "sampled distribution is cut and the trainer's is not, so importance ratios say nothing; write "
+                "rollout.top_p=1"
+            )
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:

@@ -6,7 +6,7 @@ A key is read where the algorithm it belongs to runs; each docstring says which 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from verl.errors import UserError
@@ -89,9 +89,10 @@ class AdvantageConfig:
 class CorrectionConfig:
     """What to do where the engine that sampled and the trainer disagree on a log-prob, or the weights have moved on."""
 
-    mode: CorrectionMode = "none"
+    mode: CorrectionMode | None = None
     """With w = p_old / p_rollout: ``truncate`` multiplies the loss by min(w, high); ``band`` by w inside [low, high]
-    and by 0 outside (IcePop); ``reject`` by 1 inside and 0 outside. ``none`` is right when exactly on-policy."""
+    and by 0 outside (IcePop); ``reject`` by 1 inside and 0 outside; ``none`` only measures. Null is ``none`` where
+    training is exactly on-policy (max_staleness=0), and ``truncate`` where samples may be stale."""
     level: CorrectionLevel = "token"
     """Whether w is a token's ratio, the product over its sequence, or the geometric mean over its sequence."""
     low: float = 0.5
@@ -210,7 +211,16 @@ class LossConfig:
     @property
     def needs_rollout(self) -> bool:
         """Whether the loss reads log-probs of the engine that sampled; recorded traces have none."""
-        return self.correction.mode != "none" or (self.guard.coefficient > 0 and self.guard.anchor == "rollout")
+        return self.correction.mode not in (None, "none") or (
+            self.guard.coefficient > 0 and self.guard.anchor == "rollout"
+        )
+
+    def for_staleness(self, max_staleness: int) -> LossConfig:
+        """This loss with the correction that null means where samples may lag ``max_staleness`` versions behind."""
+        if self.correction.mode is not None:
+            return self
+        mode: CorrectionMode = "truncate" if max_staleness else "none"
+        return replace(self, correction=replace(self.correction, mode=mode))
 
     def check_effect(self, updates_per_batch: int, max_staleness: int) -> None:
         """Raise UserError if the guard would be inert: policy and anchor are the same on a first, fresh update."""

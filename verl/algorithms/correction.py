@@ -38,7 +38,7 @@ def importance_correction(
     ratio = _at_level(difference, sequence, config).exp()
     inside = (ratio >= config.low) & (ratio <= config.high)
     match config.mode:
-        case "none":
+        case "none" | None:
             weights, changed = torch.ones_like(ratio), torch.zeros_like(ratio)
         case "truncate":
             weights, changed = ratio.clamp(max=config.high), ratio > config.high

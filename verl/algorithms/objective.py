@@ -67,7 +67,7 @@ def policy_objective(tokens: PolicyTokens, totals: Totals, config: LossConfig) -
 
 def _corrected(values: Tensor, tokens: PolicyTokens, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Token losses times their importance weights; without rollout log-probs (recorded traces) as they are."""
-    if config.correction.mode == "none" and tokens.rollout_logprobs is None:
+    if config.correction.mode in (None, "none") and tokens.rollout_logprobs is None:
         return values, {}
     rollout = tokens.given("rollout_logprobs")
     correction = importance_correction(tokens.old_logprobs, rollout, tokens.sequence, config.correction)

@@ -64,6 +64,11 @@ class TrainerConfig:
     keep_trajectory_steps: int = 20
     """Newest steps whose trajectories stay on disk."""
 
+    @property
+    def loss_in_force(self) -> LossConfig:
+        """``loss``, with the correction that ``max_staleness`` asks for where none was chosen."""
+        return self.loss.for_staleness(self.max_staleness)
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "prompts_per_step", "samples_per_prompt", "save_every_steps")
         _at_least(self, 1, "keep_checkpoints")

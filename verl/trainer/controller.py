@@ -124,7 +124,7 @@ class Controller:
     async def _begin_reinforcement(self) -> None:
         config = self._settings.trainer
         updates = config.steps * self._settings.updates_per_batch
-        await self._learners.begin_phase(config.optimizer, config.loss, updates, config.advantage)
+        await self._learners.begin_phase(config.optimizer, config.loss_in_force, updates, config.advantage)
 
     # -- reinforcement --
 

@@ -115,3 +115,12 @@ def test_the_package_imports_torch_alone_and_its_configuration_not_even_that() -
         assert not foreign, f"{path.name} imports {foreign}"
         if path.stem in ("config", "control_config", "__init__"):
             assert "torch" not in imported(path)
+
+
+def test_the_correction_switches_on_with_staleness_unless_one_is_chosen() -> None:
+    assert LossConfig().for_staleness(0).correction.mode == "none"
+    assert LossConfig().for_staleness(2).correction.mode == "truncate"
+    for mode in ("none", "band"):
+        chosen = LossConfig(correction=CorrectionConfig(mode=mode))
+        assert chosen.for_staleness(2) == chosen
+    assert LossConfig().for_staleness(1).needs_rollout
