@@ -43,22 +43,32 @@ class RunFolder:
         """Create the folder, or take up what stands there. Raises UserError if it belongs to another configuration."""
         folder = cls(path)
         if fresh and path.exists():
-            if not folder.config.exists() and any(path.iterdir()):
+            if not folder.is_run and any(path.iterdir()):
                 raise UserError(f"run_dir={path} holds files but no run: fresh=true deletes only run folders")
             shutil.rmtree(path)
         if folder.config.exists() and folder.config.read_text() != config_yaml:
-            if folder.begun:
+            if folder.begun or not folder.is_run:
                 raise UserError(
                     f"run_dir={path} belongs to a run of another configuration (see its config.yaml): "
                     "choose another run_dir, or write fresh=true to delete it"
                 )
-            shutil.rmtree(path)  # a start that failed: a mistake that was mended must not need another folder
-        for directory in (path, folder.logs, folder.trajectories, folder.checkpoints):
+            # A start that failed: a mistake that was mended must not need another folder.
+            (path / "retriever.json").unlink(missing_ok=True)
+        for directory in (path, *folder._parts):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, config_yaml)
         for leftover in [*path.glob(f"*{_TEMPORARY}"), *folder.checkpoints.glob(f"*{_TEMPORARY}")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return folder
+
+    @property
+    def _parts(self) -> tuple[Path, ...]:
+        return self.logs, self.trajectories, self.checkpoints
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is a run's folder, and not a project of the user's that has a config.yaml too."""
+        return self.config.exists() and all(part.is_dir() for part in self._parts)
 
     @property
     def begun(self) -> bool:

@@ -45,11 +45,17 @@ def test_a_start_that_failed_does_not_keep_its_folder_from_a_mended_command(tmp_
         make(tmp_path / "run", "a: 3\n")
 
 
-def test_fresh_never_deletes_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="no run"):
-        make(tmp_path, fresh=True)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+@pytest.mark.parametrize("beside", [[], ["config.yaml"]])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_of_the_users_own_is_never_deleted(tmp_path: Path, beside: list[str], fresh: bool) -> None:
+    for name in ["thesis.txt", *beside]:
+        (tmp_path / name).write_text("precious")
+    if fresh or beside:
+        with pytest.raises(UserError, match="no run" if fresh else "another configuration"):
+            make(tmp_path, fresh=fresh)
+    else:
+        make(tmp_path)
+    assert all((tmp_path / name).read_text() == "precious" for name in ["thesis.txt", *beside])
 
 
 def test_a_checkpoint_that_was_not_committed_is_not_resumed_from(tmp_path: Path) -> None:
