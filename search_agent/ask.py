@@ -82,7 +82,7 @@ class Session:
         """Load everything; takes seconds. Raises UserError on a model that cannot be served."""
         from transformers import AutoTokenizer
 
-        from search_agent.launch import find_source, model_path
+        from search_agent.inputs import find_source, model_path
         from search_agent.preflight import read_manifests
         from search_agent.servers import start_retrievers
         from verl.rollout.engine import VllmEngine

@@ -92,7 +92,8 @@ def override_run(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, Any]:
     """Play the test split greedily and sampled; ``{"greedy": ..., "sampled": ...}`` as in a run's summary."""
     from search_agent.evaluation.describe import describe
-    from search_agent.launch import find_source, model_path, processes
+    from search_agent.inputs import find_source, model_path
+    from search_agent.launch import processes
     from search_agent.preflight import check_retriever
     from search_agent.servers import while_serving
     from search_agent.source import Source

@@ -20,6 +20,7 @@ from typing import Any
 
 from search_agent.command import NOT_RESULTS, load_config, results_config
 from search_agent.config import RunConfig
+from search_agent.plan import gpus_needed
 from search_agent.preflight import find_faults
 from verl.config.compose import expand_grid, to_yaml
 from verl.errors import UserError
@@ -155,14 +156,12 @@ def _run_all(waiting: Sequence[tuple[str, Member]], train: Train, at_once: int) 
 
 def _capacity(config: RunConfig) -> int:
     """One run at a time on this machine; on a Ray cluster as many as its GPUs hold (not run: needs such a cluster)."""
-    cluster, rollout = config.cluster, config.rollout
-    processes = cluster.learner_ranks + rollout.workers * rollout.engine.tensor_parallel_size
-    needed = cluster.gpus_per_process * processes
-    if cluster.address == "local" or not needed:
+    address, needed = config.cluster.address, gpus_needed(config)
+    if address == "local" or not needed:
         return 1
     from verl.cluster.capacity import cluster_gpus
 
-    return max(1, int(cluster_gpus(cluster.address) / needed))
+    return max(1, int(cluster_gpus(address) / needed))
 
 
 def _train(member: Member) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,10 +17,7 @@ from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_c
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.pool import RolloutPool
 from verl.cluster.ray_runtime import RayRuntime, ready
-from verl.errors import UserError
 from verl.trainer.weights import WeightSync
-
-DATA_ROOT = Path("data")
 
 
 @dataclass(frozen=True)
@@ -32,44 +28,6 @@ class Live:
     pool: RolloutPool
     learners: LearnerGroup | None
     sync: WeightSync | None
-
-
-def find_source(config: RunConfig) -> Source:
-    """The run's data, built first if it is the embedded world and is not there yet."""
-    source: Source = config.data.build(out=DATA_ROOT, seed=config.seed)
-    if config.retriever == "embedded":
-        lacking = [name for name, split in source.splits.items() if split.corpus is None]
-        if lacking:
-            raise UserError(
-                f"retriever=embedded has no corpus to serve for {', '.join(lacking)}: "
-                "write data.corpus=FILE, or retriever=http://HOST:PORT"
-            )
-        for corpus in sorted({split.corpus for split in source.splits.values() if split.corpus is not None}):
-            if not corpus.exists():
-                raise UserError(f"data.corpus={corpus}: no such file; give the passages that retriever=embedded serves")
-    return source
-
-
-def model_path(config: RunConfig, source: Source) -> str:
-    """The model's folder, downloaded once if ``model`` is a hub name. Raises UserError if it cannot be had."""
-    if config.model != "embedded":
-        return config.model if Path(config.model).exists() else download_model(config.model)
-    if source.model is None:
-        raise UserError("model=embedded goes with data=embedded; write model=FOLDER, or a hub name")
-    return str(source.model)
-
-
-def download_model(name: str) -> str:
-    """Fetch a model of the hub into its local cache, and return the folder."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-        return str(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model={name}: no such folder, and it could not be downloaded: {reason}") from error
 
 
 @asynccontextmanager
@@ -169,8 +127,3 @@ async def start_learner(config: RunConfig, actors: Sequence[Any], model: str, lo
     ]
     await ready("learner", answers, timeout_s, logs)
     return LearnerGroup(actors, logs)
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path that means the same in every process."""
-    return Path(path).expanduser().resolve()

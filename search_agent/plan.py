@@ -65,13 +65,20 @@ def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
     rows.append(("rollout", f"{rollout.workers} workers x {_threads(engine.threads)}{tensor_parallel}"))
     rows.append(("thread environment", " ".join(f"{k}={v}" for k, v in thread_environment(engine.threads).items())))
     if cluster.gpus_per_process:
-        needed = cluster.gpus_per_process * (cluster.learner_ranks + rollout.workers * engine.tensor_parallel_size)
+        needed = gpus_needed(config)
         sharing = "learner and rollout share them" if cluster.gpus_per_process < 1 else "learner and rollout apart"
         rows.append(("GPUs", f"{needed:g} ({cluster.gpus_per_process:g} a process: {sharing})"))
     else:
         rows.append(("GPUs", f"none; {available_cores()} CPU cores on this machine"))
     rows.append(("Ray", f"address {cluster.address}, {cluster.learner_ranks + rollout.workers} logical CPUs"))
     return rows
+
+
+def gpus_needed(config: RunConfig) -> float:
+    """GPUs that all processes of a run claim together; 0 on CPU."""
+    cluster, rollout = config.cluster, config.rollout
+    processes = cluster.learner_ranks + rollout.workers * rollout.engine.tensor_parallel_size
+    return cluster.gpus_per_process * processes
 
 
 def _threads(count: int) -> str:

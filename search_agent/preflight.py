@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_agent.config import RunConfig
-from search_agent.plan import make_plan
+from search_agent.plan import gpus_needed, make_plan
 from search_agent.sizes import disk_gib, machine_gib
+from verl.cluster.capacity import local_gpus
 from verl.cluster.processes import available_memory_gib
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.engine_checks import check_model
@@ -45,7 +46,9 @@ async def check_retriever(config: RunConfig, folder: RunFolder) -> None:
 
 def find_faults(config: RunConfig, path: Path) -> list[str]:
     """One line for each fault of the model's folder, the plan, this machine's memory, the disk that holds ``path``."""
-    faults = model_faults(config)
+    faults = model_faults(config) + address_faults(config)
+    if config.cluster.address == "local":
+        faults += check_gpus(gpus_needed(config), local_gpus())
     shape: ModelShape | None = None
     if config.model == "embedded":
         shape = EMBEDDED
@@ -63,6 +66,24 @@ def find_faults(config: RunConfig, path: Path) -> list[str]:
             "machine only so far; write shm, and have all processes on one machine"
         )
     return faults
+
+
+def address_faults(config: RunConfig) -> list[str]:
+    """What ``retriever`` names that is no address."""
+    if config.retriever == "embedded":
+        return []
+    urls = tuple(url.strip() for url in config.retriever.split(","))
+    return [f"retriever={line.removeprefix('urls: ')}" for line in _said(replace, config.client, urls=urls)]
+
+
+def check_gpus(needed: float, present: int | None) -> list[str]:
+    """A fault if a run on this machine alone claims more GPUs than it has; none if they cannot be counted."""
+    if present is None or needed <= present:
+        return []
+    return [
+        f"the run takes {needed:g} GPUs and this machine has {present}: run it where they are, write cluster.address= "
+        "of a Ray cluster, or see what it would start with dry_run=true"
+    ]
 
 
 def model_faults(config: RunConfig) -> list[str]:

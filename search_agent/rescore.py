@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     """Rescore every saved file of the run and print one row for each."""
     from rich.console import Console
 
-    from search_agent.launch import DATA_ROOT
+    from search_agent.inputs import DATA_ROOT
 
     run, overrides = read_arguments(arguments)
     config = run_config(run, overrides)

@@ -14,8 +14,7 @@ from verl.config.build import to_dict
 from verl.config.compose import to_yaml
 
 if TYPE_CHECKING:
-    from search_agent.source import Source
-    from verl.trainer.controller import RunData
+    from search_agent.inputs import Inputs
     from verl.trainer.run_folder import RunFolder
 
 # What the learner and an engine must agree on after each sync, on prompts that every model can read.
@@ -39,12 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         check_start(config, path)
     folder = open_folder(config, path)
     if folder.read_json("summary.json") is None:
-        from search_agent.launch import absolute
+        from search_agent.inputs import read_inputs
         from verl.cluster.reaper import start_guardian
 
         guardian = start_guardian(folder.path)
         try:
-            summary = asyncio.run(train(config, folder, absolute(guardian.scratch)))
+            inputs = read_inputs(config)  # a mistake in them is answered before Ray and torch are imported
+            summary = asyncio.run(train(config, inputs, folder, guardian.scratch.resolve()))
             folder.write_json("summary.json", summary)
         finally:
             guardian.close()
@@ -74,19 +74,17 @@ def open_folder(config: RunConfig, path: Path) -> RunFolder:
     return RunFolder.open(path, to_yaml(results_config(config)), fresh=config.fresh)
 
 
-async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str, Any]:
+async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: Path) -> dict[str, Any]:
     """Start everything, run the controller, and return the summary."""
     from search_agent.evaluation.describe import describe
-    from search_agent.launch import find_source, model_path, processes
+    from search_agent.launch import processes
     from search_agent.preflight import check_retriever
     from search_agent.servers import while_serving
     from verl.tracking import make_tracker
-    from verl.trainer.controller import Controller, Settings
+    from verl.trainer.controller import Controller, RunData, Settings
 
-    source = await asyncio.to_thread(find_source, config)
-    model = model_path(config, source)
-    data = await asyncio.to_thread(read_data, config, source, model)
     await check_retriever(config, folder)
+    data = RunData(inputs.train, inputs.dev, inputs.test, inputs.traces)
     settings = Settings(
         seed=config.seed,
         warmup=config.warmup,
@@ -96,7 +94,7 @@ async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str
         updates_per_batch=config.learner.updates_per_batch,
     )
     async with processes(
-        config, source, model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(model)
+        config, inputs.source, inputs.model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(inputs.model)
     ) as live:
         assert live.learners is not None
         assert live.sync is not None
@@ -112,17 +110,6 @@ async def train(config: RunConfig, folder: RunFolder, scratch: Path) -> dict[str
             return await while_serving(live.retrievers, controller.run())
         finally:
             tracker.close()
-
-
-def read_data(config: RunConfig, source: Source, model: str) -> RunData:
-    """Tasks of every split, and the warm-up's traces. Raises UserError with all faults of a file."""
-    from search_agent.traces import load_traces
-    from verl.trainer.controller import RunData
-
-    traces = []
-    if config.warmup.steps:
-        traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
-    return RunData(source.train.load(), source.dev.load(), source.test.load(), traces)
 
 
 def probe_ids(model: str) -> list[list[int]]:

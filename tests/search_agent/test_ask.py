@@ -65,7 +65,7 @@ def test_overrides_and_question_are_told_apart() -> None:
 def test_a_model_that_cannot_be_served_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model=/nope: there is no such folder"):
         main(["model=/nope", "who?"])
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         main([f"model={tmp_path}", "who?"])
 
 

@@ -18,12 +18,14 @@ from search_agent.config import RunConfig
 from search_agent.preflight import (
     RECORD,
     check_disk,
+    check_gpus,
     check_manifest,
     check_memory,
     check_start,
     find_faults,
     read_manifests,
 )
+from verl.cluster.capacity import local_gpus
 from verl.cluster.processes import free_port
 from verl.errors import UserError
 from verl.trainer.run_folder import RunFolder
@@ -163,6 +165,26 @@ def test_weights_that_nobody_would_carry_are_refused(config: RunConfig, tmp_path
     engine = replace(config.rollout.engine, weight_transfer="nccl")
     (line,) = find_faults(replace(config, rollout=replace(config.rollout, engine=engine)), tmp_path)
     assert "weight_transfer=nccl" in line
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_started(config: RunConfig, tmp_path: Path) -> None:
+    wrong = replace(config, retriever="http://127.0.0.1:8000, localhost:9")
+    assert find_faults(wrong, tmp_path) == ["retriever='localhost:9' is no address; write http://HOST:PORT"]
+
+
+def test_a_run_that_takes_more_gpus_than_there_are_is_refused(tmp_path: Path) -> None:
+    assert check_gpus(8, 8) == check_gpus(8, None) == check_gpus(0, 0) == []
+    assert check_gpus(8, 1)[0].startswith("the run takes 8 GPUs and this machine has 1: ")
+    faults = find_faults(load_config(["recipe=autorefine_qwen2.5_3b", "cluster.learner_ranks=400"]), tmp_path)
+    assert faults[0].startswith("the run takes 204 GPUs and this machine has ")
+
+
+def test_gpus_are_counted_by_their_device_files() -> None:
+    devices = [Path("/dev") / name for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null")]
+    assert local_gpus(devices, "0,1,2") == 2
+    assert local_gpus(devices, "1") == 1
+    assert local_gpus(devices, "") == 0
+    assert local_gpus([Path("/dev/dxg")], "") is None
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from search_agent import files
 from search_agent.command import load_config
-from search_agent.launch import find_source, model_path
+from search_agent.inputs import find_source, model_path
 from search_agent.source import Source, Split
 from verl.config.build import Plugin
 from verl.errors import UserError

@@ -1,8 +1,26 @@
-"""How much a running Ray cluster has: asked once, before runs are started on it."""
+"""How many GPUs there are, on this machine or in a running Ray cluster: asked before anything is started."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
 from verl.errors import InfrastructureError
+
+
+def local_gpus(devices: Iterable[Path] | None = None, visible: str | None = None) -> int | None:
+    """NVIDIA GPUs that a process of this machine may use; None where that cannot be seen (a GPU without a device file).
+
+    ``devices`` are the files of ``/dev``, ``visible`` is ``CUDA_VISIBLE_DEVICES``; both are read where not given.
+    """
+    names = [path.name for path in (Path("/dev").iterdir() if devices is None else devices)]
+    if "dxg" in names:  # Windows' own kernel
+        return None
+    count = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+    return count if chosen is None else min(count, len([part for part in chosen.split(",") if part.strip()]))
 
 
 def cluster_gpus(address: str) -> float:

@@ -1,0 +1,81 @@
+"""What a run reads, found and checked before anything heavy is imported or started: data, corpus, model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search_agent.config import RunConfig
+from search_agent.source import Source
+from search_agent.traces import load_traces
+from verl.data.tasks import Task
+from verl.errors import UserError
+
+if TYPE_CHECKING:
+    from verl.data.samples import TrainingSample
+
+DATA_ROOT = Path("data")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that training needs from outside."""
+
+    source: Source
+    model: str
+    """The model's folder."""
+    train: list[Task]
+    dev: list[Task]
+    test: list[Task]
+    traces: list[TrainingSample]
+    """Of the warm-up; empty where there is none."""
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Read all of it. Raises UserError with all faults of a file; a model is downloaded last, and only once."""
+    source = find_source(config)
+    train, dev, test = source.train.load(), source.dev.load(), source.test.load()
+    model = model_path(config, source)
+    traces = []
+    if config.warmup.steps:
+        traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
+    return Inputs(source, model, train, dev, test, traces)
+
+
+def find_source(config: RunConfig) -> Source:
+    """The run's data, built first if it is the embedded world and is not there yet."""
+    source: Source = config.data.build(out=DATA_ROOT, seed=config.seed)
+    if config.retriever == "embedded":
+        lacking = [name for name, split in source.splits.items() if split.corpus is None]
+        if lacking:
+            raise UserError(
+                f"retriever=embedded has no corpus to serve for {', '.join(lacking)}: "
+                "write data.corpus=FILE, or retriever=http://HOST:PORT"
+            )
+        for corpus in sorted({split.corpus for split in source.splits.values() if split.corpus is not None}):
+            if not corpus.exists():
+                raise UserError(f"data.corpus={corpus}: no such file; give the passages that retriever=embedded serves")
+    return source
+
+
+def model_path(config: RunConfig, source: Source) -> str:
+    """The model's folder, downloaded once if ``model`` is a hub name. Raises UserError if it cannot be had."""
+    if config.model != "embedded":
+        return config.model if Path(config.model).exists() else download_model(config.model)
+    if source.model is None:
+        raise UserError("model=embedded goes with data=embedded; write model=FOLDER, or a hub name")
+    return str(source.model)
+
+
+def download_model(name: str) -> str:
+    """Fetch a model of the hub into its local cache, and return the folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+        return str(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model={name}: no such folder, and it could not be downloaded: {reason}") from error
