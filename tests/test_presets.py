@@ -62,6 +62,26 @@ def test_published_numbers_of_autorefine() -> None:
     assert config.cluster.learner_ranks == 8
 
 
+def test_published_numbers_of_search_r1_with_ppo() -> None:
+    for size in ("3b", "7b"):
+        config = recipe(f"search_r1_qwen2.5_{size}_ppo")
+        trainer = config.trainer
+        assert (trainer.prompts_per_step, trainer.samples_per_prompt, trainer.steps) == (512, 1, 1005)
+        assert trainer.advantage.name == "gae"
+        assert (trainer.advantage.gamma, trainer.advantage.lam) == (1, 1)
+        # 512 episodes in mini-batches of 256.
+        assert config.learner.updates_per_batch == 2
+        assert (trainer.optimizer.learning_rate, config.learner.critic.optimizer.learning_rate) == (1e-6, 1e-5)
+        assert config.learner.critic.loss.clip == 0.5
+
+
+def test_a_preset_for_one_node_becomes_one_for_four() -> None:
+    config = recipe("research_qwen2.5_7b", "hardware=gpu32")
+    plan = make_plan(config, shape(config))
+    check_plan(plan)
+    assert ("GPUs", "32 (1 a process: learner and rollout apart)") in plan.sections["processes"]
+
+
 def test_a_preset_on_too_little_memory_is_refused_by_its_plan() -> None:
     config = recipe("research_qwen2.5_7b", "cluster.gpu_memory_gib=24")
     with pytest.raises(UserError, match=r"gpu_memory_share=0\.45 of 24 GiB does not hold the weights"):
