@@ -23,6 +23,8 @@ _ROWS = (
     ("em_two_hop", "  two hops"),
     ("format_valid", "format valid"),
     ("searches", "searches per question"),
+    ("f1", "F1"),
+    ("cover", "cover match"),
 )
 
 
@@ -63,7 +65,9 @@ def evaluation_table(title: str, results: dict[str, dict[str, Any]]) -> Table:
         for how in ("greedy", "sampled"):
             table.add_column(f"{name}\n{how}".strip(), justify="right")
             columns.append(result[how])
-    for key, label in _ROWS:
+    sets = sorted({key for column in columns for key in column if key.startswith("em/") and f"{key}_n" in column})
+    by_set = [(key, f"  {key.removeprefix('em/')}") for key in sets] + [("em/mean", "  mean of the sets")]
+    for key, label in (_ROWS[0], *by_set, *_ROWS[1:]):
         if any(key in column for column in columns):
             table.add_row(label, *(_cell(column, key) for column in columns))
     return table

@@ -1,14 +1,15 @@
-"""What an evaluation found, as ``summary.json`` says it: exact match, by hop count, with 95 % intervals."""
+"""What an evaluation found, as ``summary.json`` says it: exact match, by hops and by data set, with 95 % intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_agent.evaluation.statistics import wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
 
+_SCORES = ("em", "f1", "cover")
 _HOPS = {1: "one_hop", 2: "two_hop", 3: "three_hop", 4: "four_hop"}
 
 
@@ -17,20 +18,43 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
 
     ``em`` and, where tasks say their ``hops``, ``em_one_hop``, ``em_two_hop`` ... each with ``<name>_interval``
     (Wilson, 95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured.
+    Where tasks come from several data sets (``data_source``), ``em/<set>``, ``f1/<set>`` and ``cover/<set>``, and
+    ``em/mean`` and so on: the mean over sets, which is what papers report.
     """
     result: dict[str, Any] = dict(summarize(groups))
     result["n"] = int(result["n"])
     result["aborted"] = int(result["aborted"])
-    by_hops: dict[str, list[Group]] = {"em": list(groups)}
+    named: dict[str, list[Group]] = {"em": list(groups)}
+    by_set: dict[str, list[Group]] = {}
     for group in groups:
-        hops = group.task.metadata.get("hops")
+        hops, source = group.task.metadata.get("hops"), group.task.metadata.get("data_source")
         if hops in _HOPS:
-            by_hops.setdefault(f"em_{_HOPS[hops]}", []).append(group)
-    for name, members in sorted(by_hops.items()):
+            named.setdefault(f"em_{_HOPS[hops]}", []).append(group)
+        if source:
+            by_set.setdefault(str(source), []).append(group)
+    if len(by_set) > 1:
+        named |= {f"em/{name}": members for name, members in by_set.items()}
+        result |= by_data_set(by_set)
+    for name, members in sorted(named.items()):
         hits = [trajectory.reward_parts["em"] for group in members for trajectory in group.usable]
         if hits:
             interval = wilson(int(sum(hits)), len(hits))
             result[name] = sum(hits) / len(hits)
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = len(hits)
+    return result
+
+
+def by_data_set(groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:
+    """``em/<set>``, ``f1/<set>``, ``cover/<set>`` of each set that was scored so, and their means over the sets."""
+    result: dict[str, float] = {}
+    for score in _SCORES:
+        means = {}
+        for name, members in groups.items():
+            parts = [trajectory.reward_parts for group in members for trajectory in group.usable]
+            if values := [measured[score] for measured in parts if score in measured]:
+                means[name] = sum(values) / len(values)
+        result |= {f"{score}/{name}": mean for name, mean in sorted(means.items())}
+        if means:
+            result[f"{score}/mean"] = sum(means.values()) / len(means)
     return result

@@ -58,6 +58,14 @@ def test_numbers_stand_with_their_intervals_and_what_was_not_measured_is_left_ou
     assert cells == [["exact match", "searches per question"], ["0.250 [0.10, 0.90]", "1.500"], ["-", "-"]]
 
 
+def test_data_sets_have_a_row_each_and_one_for_their_mean() -> None:
+    found = result(0.5) | {"em/nq": 0.75, "em/nq_n": 4, "em/nq_interval": [0.3, 0.9], "em/popqa": 0.25, "em/popqa_n": 4}
+    table = evaluation_table("t", {"": {"greedy": found | {"em/mean": 0.5}, "sampled": {"n": 2}}})
+    rows = dict(zip(*(list(column.cells) for column in table.columns[:2]), strict=True))
+    assert list(rows) == ["exact match", "  nq", "  popqa", "  mean of the sets", "searches per question"]
+    assert (rows["  nq"], rows["  mean of the sets"]) == ("0.750 [0.30, 0.90]", "0.500")
+
+
 def test_the_report_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_with(tmp_path / "run", [0, 0], [1, 0])
     both = {"greedy": result(0.5), "sampled": result(0.5)}

@@ -1,0 +1,44 @@
+"""What an evaluation says of several data sets."""
+
+from __future__ import annotations
+
+import pytest
+
+from search_agent.evaluation.describe import describe
+from verl.data.tasks import Task
+from verl.rollout.groups import Group
+from verl.trajectory import Trajectory
+
+
+def group(number: int, source: str | None, em: float, f1: float = 0.5, outcome: str = "finished") -> Group:
+    trajectory = Trajectory(task_id=str(number), sample=0)
+    trajectory.append_prompt([1], "q")
+    trajectory.append_generated([2], "a", [0.0], [0], "stop")
+    trajectory.outcome = outcome  # type: ignore[assignment]
+    trajectory.reward, trajectory.reward_parts = em, {"em": em, "f1": f1, "cover": 1.0}
+    metadata = {"hops": 1} | ({"data_source": source} if source else {})
+    return Group(number, Task(str(number), "q", ("a",), metadata), [trajectory])
+
+
+def test_sets_count_alike_in_their_mean_however_large_they_are() -> None:
+    found = describe([group(0, "nq", 1, 1), group(1, "nq", 1, 0.5), group(2, "nq", 0, 0), group(3, "popqa", 0)])
+    assert (found["em"], found["em/nq"], found["em/popqa"]) == (0.5, pytest.approx(2 / 3), 0)
+    assert found["em/mean"] == pytest.approx(1 / 3)
+    assert (found["em/nq_n"], found["em/popqa_n"]) == (3, 1)
+    assert found["em/nq_interval"][0] < 2 / 3 < found["em/nq_interval"][1]
+    assert (found["f1/nq"], found["f1/mean"], found["cover/mean"]) == (0.5, 0.5, 1)
+
+
+def test_episodes_that_infrastructure_ended_score_nothing() -> None:
+    found = describe([group(0, "nq", 1), group(1, "nq", 0, outcome="aborted"), group(2, "popqa", 1)])
+    assert (found["em/nq"], found["em/nq_n"], found["aborted"]) == (1, 1, 1)
+    lost = describe([group(0, "nq", 1), group(1, "popqa", 0, outcome="aborted")])
+    assert "em/popqa" not in lost
+    assert lost["em/mean"] == 1
+
+
+@pytest.mark.parametrize("source", [None, "nq"])
+def test_one_data_set_is_not_told_apart(source: str | None) -> None:
+    found = describe([group(0, source, 1), group(1, source, 0)])
+    assert not [key for key in found if "/" in key]
+    assert found["em_one_hop"] == 0.5
