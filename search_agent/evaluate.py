@@ -95,7 +95,6 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
     from search_agent.inputs import find_source, model_path
     from search_agent.launch import processes
     from search_agent.preflight import check_retriever
-    from search_agent.servers import while_serving
     from search_agent.source import Source
     from verl.trainer.evaluator import Evaluator
 
@@ -107,7 +106,7 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
         config, only_test, model_path(config, source), folder.logs, scratch, learn=False, probes=list
     ) as live:
         measuring = Evaluator(live.pool, describe).measure(tasks, "test", "eval", 0, keep_in=folder)
-        return await while_serving(live.retrievers, measuring)
+        return await live.watch(measuring)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from search_agent.agent import AgentSpec
 from search_agent.config import RunConfig
-from search_agent.servers import Retrievers, start_retrievers
+from search_agent.servers import Retrievers, start_retrievers, while_serving
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
+from verl.cluster.config import ClusterConfig
 from verl.cluster.groups import LearnerGroup
+from verl.cluster.placement import Places, places
 from verl.cluster.pool import RolloutPool
 from verl.cluster.ray_runtime import RayRuntime, ready
+from verl.cluster.watchdog import Look, Watchdog
 from verl.trainer.weights import WeightSync
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,14 @@ class Live:
     """What a run or an evaluation works with."""
 
     retrievers: Retrievers
+    watchdog: Watchdog
     pool: RolloutPool
     learners: LearnerGroup | None
     sync: WeightSync | None
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, or one error that says which server ended, or who waits for whom."""
+        return await while_serving(self.retrievers, self.watchdog.watch(work))
 
 
 @asynccontextmanager
@@ -50,8 +60,10 @@ async def processes(
             start_retrievers(config, {name: split.corpus for name, split in source.splits.items()}, logs, stack)
         )
         learner_logs = [logs / f"learner_{rank}.log" for rank in range(ranks)]
+        place = places(cluster, ranks, config.rollout.workers, engine.tensor_parallel_size)
         await asyncio.to_thread(runtime.__enter__)
         stack.push(runtime)
+        await asyncio.to_thread(runtime.reserve, place.bundles, cluster.start_timeout_s)
         retrievers = await servers
         spec = AgentSpec(
             config.protocol,
@@ -62,12 +74,20 @@ async def processes(
             engine.max_context_tokens,
         )
         learner_actors = [
-            runtime.actor(LearnerActor, cluster.learner_threads, log=learner_logs[rank]) for rank in range(ranks)
+            runtime.actor(
+                LearnerActor,
+                place.learner[rank],
+                cluster.gpus_per_process,
+                cluster.learner_threads,
+                log=learner_logs[rank],
+            )
+            for rank in range(ranks)
         ]
-        pool = start_rollout(config, runtime, model, spec, logs, stack)
+        sleeps = learn and cluster.placement == "shared"
+        pool = start_rollout(config, runtime, place, model, spec, logs, stack, sleeps=sleeps)
         if not learn:
             await pool.ready()
-            yield Live(retrievers, pool, None, None)
+            yield Live(retrievers, _watchdog(cluster, [pool.stalls]), pool, None, None)
             return
         learners = await start_learner(config, learner_actors, model, learner_logs)
         sync = WeightSync(
@@ -78,11 +98,24 @@ async def processes(
             probes=probes(),
             tolerance=1e-4 if engine.dtype == "float32" else 0.1,
         )
-        yield Live(retrievers, pool, learners, sync)
+        watchdog = _watchdog(cluster, [learners.stalls, pool.stalls])
+        yield Live(retrievers, watchdog, pool, learners, sync)
+
+
+def _watchdog(cluster: ClusterConfig, looks: Sequence[Look]) -> Watchdog:
+    return Watchdog(looks, warn_s=cluster.stall_warning_s, fail_s=cluster.stall_error_s)
 
 
 def start_rollout(
-    config: RunConfig, runtime: RayRuntime, model: str, spec: AgentSpec, logs: Path, stack: ExitStack
+    config: RunConfig,
+    runtime: RayRuntime,
+    place: Places,
+    model: str,
+    spec: AgentSpec,
+    logs: Path,
+    stack: ExitStack,
+    *,
+    sleeps: bool,
 ) -> RolloutPool:
     """Start the rollout workers without waiting for them: a warm-up needs none, so their engines start meanwhile."""
     engine = config.rollout.engine
@@ -93,14 +126,16 @@ def start_rollout(
             runtime.kill(actors.pop(worker))
         actors[worker] = runtime.actor(
             make_rollout_actor_class(),
+            place.rollout[worker],
+            config.cluster.gpus_per_process * engine.tensor_parallel_size,
             engine.threads,
             model,
             engine,
             spec,
             log=logs / f"rollout_{worker}.log",
-            ranks=engine.tensor_parallel_size,
             run_seed=config.seed,
             deterministic=config.deterministic,
+            sleeps=sleeps,
         )
         return actors[worker]
 
@@ -110,6 +145,7 @@ def start_rollout(
         open_timeout_s=config.rollout.start_timeout_s,
         max_restarts=config.cluster.max_worker_restarts,
         fixed_shares=config.deterministic,
+        sleeps=sleeps,
     )
     stack.callback(pool.stop_starting)
     return pool
@@ -120,7 +156,8 @@ async def start_learner(config: RunConfig, actors: Sequence[Any], model: str, lo
     device = "cuda" if config.cluster.gpus_per_process else "cpu"
     timeout_s = config.cluster.start_timeout_s
     [(address, port)] = await ready("learner", [actors[0].meeting_point.remote()], timeout_s, logs)
-    places = [LearnerPlace(rank, len(actors), address, port, device) for rank in range(len(actors))]
+    shared = config.cluster.placement == "shared"
+    places = [LearnerPlace(rank, len(actors), address, port, device, shared) for rank in range(len(actors))]
     answers = [
         actor.start.remote(place, model, config.learner, seed=config.seed, rejected=logs[0].parent.parent / "rejected")
         for actor, place in zip(actors, places, strict=True)

@@ -6,10 +6,12 @@ figures are estimates (activations above all); what is certain not to fit is ref
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from search_agent import sizes
 from search_agent.config import RunConfig
+from verl.cluster.placement import places
 from verl.cluster.processes import available_cores, thread_environment
 from verl.errors import UserError
 from verl.trainer.model_shape import ModelShape
@@ -65,12 +67,13 @@ def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
     rows.append(("rollout", f"{rollout.workers} workers x {_threads(engine.threads)}{tensor_parallel}"))
     rows.append(("thread environment", " ".join(f"{k}={v}" for k, v in thread_environment(engine.threads).items())))
     if cluster.gpus_per_process:
-        needed = gpus_needed(config)
-        sharing = "learner and rollout share them" if cluster.gpus_per_process < 1 else "learner and rollout apart"
-        rows.append(("GPUs", f"{needed:g} ({cluster.gpus_per_process:g} a process: {sharing})"))
+        rows.append(("GPUs", f"{gpus_needed(config):g} ({cluster.gpus_per_process:g} a process)"))
     else:
         rows.append(("GPUs", f"none; {available_cores()} CPU cores on this machine"))
-    rows.append(("Ray", f"address {cluster.address}, {cluster.learner_ranks + rollout.workers} logical CPUs"))
+    rows.append(("placement", _PLACEMENT[cluster.placement]))
+    rows.append(("Ray", f"address {cluster.address}, {_places(config, plan)}"))
+    within = f"warning after {cluster.stall_warning_s:g} s without movement, end after {cluster.stall_error_s:g} s"
+    rows.append(("watchdog", f"{within}; a dead rollout worker is started again {cluster.max_worker_restarts} times"))
     return rows
 
 
@@ -79,6 +82,24 @@ def gpus_needed(config: RunConfig) -> float:
     cluster, rollout = config.cluster, config.rollout
     processes = cluster.learner_ranks + rollout.workers * rollout.engine.tensor_parallel_size
     return cluster.gpus_per_process * processes
+
+
+_PLACEMENT = {
+    "split": "split: learner and rollout apart, both at work at any time",
+    "shared": "shared: in turns, engines sleep while the learner works (on CPU they pause)",
+}
+
+
+def _places(config: RunConfig, plan: Plan) -> str:
+    """The bundles of the placement group, alike ones counted together."""
+    cluster, rollout = config.cluster, config.rollout
+    try:
+        found = places(cluster, cluster.learner_ranks, rollout.workers, rollout.engine.tensor_parallel_size)
+    except UserError as error:
+        plan.problems.append(str(error))
+        return "no placement"
+    counts = Counter(" + ".join(f"{count:g} {kind}" for kind, count in bundle.items()) for bundle in found.bundles)
+    return "a placement group of " + ", ".join(f"{count} x ({what})" for what, count in counts.items())
 
 
 def _threads(count: int) -> str:
@@ -116,7 +137,8 @@ def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str,
     cache, tokens = sizes.kv_cache_gib(config, shape), sizes.kv_cache_tokens(config, shape)
     context = config.rollout.engine.max_context_tokens
     if config.cluster.gpus_per_process:
-        plan.problems += _gpu_problems(config, learning, weights)
+        held = sum(gib for name, gib in parts.items() if name in sizes.HELD)
+        plan.problems += _gpu_problems(config, learning, held, weights)
     if cache > 0 and tokens < context:
         key = "gpu_memory_share" if config.cluster.gpus_per_process else "kv_cache_gib"
         plan.problems.append(
@@ -136,8 +158,8 @@ def _size(gib: float) -> str:
     return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 
-def _gpu_problems(config: RunConfig, learning: float, weights: float) -> list[str]:
-    """What does not fit on a GPU; sizes in GiB."""
+def _gpu_problems(config: RunConfig, learning: float, held: float, weights: float) -> list[str]:
+    """What does not fit on a GPU, in GiB: a learner rank while it works, what it holds beside an engine at work."""
     cluster, engine = config.cluster, config.rollout.engine
     problems = []
     claimed = engine.gpu_memory_share * cluster.gpu_memory_gib
@@ -146,11 +168,12 @@ def _gpu_problems(config: RunConfig, learning: float, weights: float) -> list[st
             f"rollout.engine.gpu_memory_share={engine.gpu_memory_share} of {cluster.gpu_memory_gib:g} GiB does not "
             f"hold the weights ({weights:.1f} GiB): raise it, or rollout.engine.tensor_parallel_size"
         )
-    beside = claimed if cluster.gpus_per_process < 1 else 0.0
-    if learning + beside > cluster.gpu_memory_gib:
+    beside = held + claimed if cluster.placement == "shared" else 0.0
+    if max(learning, beside) > cluster.gpu_memory_gib:
         problems.append(
-            f"a learner rank needs {learning:.1f} GiB and the engine beside it {beside:.1f} GiB of "
-            f"cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}: raise cluster.learner_ranks, lower "
+            f"a learner rank needs {learning:.1f} GiB"
+            + (f", and {held:.1f} GiB beside an engine of {claimed:.1f} GiB," if beside else "")
+            + f" of cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}: raise cluster.learner_ranks, lower "
             "rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
             "learner.gradient_checkpointing=true"
         )

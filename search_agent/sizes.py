@@ -11,6 +11,8 @@ from verl.learner.config import LoraConfig
 from verl.trainer.model_shape import ModelShape
 
 _GIB = 2**30
+HELD = ("weights", "gradients", "optimizer", "reference", "critic")
+"""The parts of a learner rank that stay between steps; the others are there while it computes."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -58,9 +60,7 @@ def kv_cache_tokens(config: RunConfig, shape: ModelShape) -> int:
 def machine_gib(config: RunConfig, shape: ModelShape) -> float:
     """What a run without GPUs takes of this machine's memory for certain: all but activations and libraries."""
     learner = learner_gib(config, shape)
-    rank = sum(
-        learner[name] for name in ("weights", "gradients", "optimizer", "reference", "critic") if name in learner
-    )
+    rank = sum(gib for name, gib in learner.items() if name in HELD)
     engine = config.rollout.engine
     worker = (engine_weights_gib(config, shape) + kv_cache_gib(config, shape)) * engine.tensor_parallel_size
     shared = config.cluster.object_store_mib / 1024

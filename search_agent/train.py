@@ -79,7 +79,6 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
     from search_agent.evaluation.describe import describe
     from search_agent.launch import processes
     from search_agent.preflight import check_retriever
-    from search_agent.servers import while_serving
     from verl.tracking import make_tracker
     from verl.trainer.controller import Controller, RunData, Settings
 
@@ -107,7 +106,7 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
         )
         controller = Controller(settings, data, folder, live.learners, live.pool, live.sync, tracker, describe)
         try:
-            return await while_serving(live.retrievers, controller.run())
+            return await live.watch(controller.run())
         finally:
             tracker.close()
 

@@ -83,8 +83,8 @@ def test_a_preset_for_one_node_becomes_one_for_four() -> None:
 
 
 def test_a_preset_on_too_little_memory_is_refused_by_its_plan() -> None:
-    config = recipe("research_qwen2.5_7b", "cluster.gpu_memory_gib=24")
-    with pytest.raises(UserError, match=r"gpu_memory_share=0\.45 of 24 GiB does not hold the weights"):
+    config = recipe("research_qwen2.5_7b", "cluster.gpu_memory_gib=20")
+    with pytest.raises(UserError, match=r"gpu_memory_share=0\.6 of 20 GiB does not hold the weights"):
         check_plan(make_plan(config, shape(config)))
 
 

@@ -20,7 +20,7 @@ from verl.trainer.run_folder import RunFolder
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 # What timing decides, and nothing else, may differ between two runs of one configuration.
-TIMING = ("time", "seconds/", "tokens_per_s", "warmup/tokens_per_s")
+TIMING = ("time", "seconds/", "tokens_per_s", "warmup/tokens_per_s", "busy/", "idle/")
 
 
 def without_timing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -70,10 +70,28 @@ def test_a_learner_too_large_for_its_gpu_is_refused() -> None:
 
 def test_an_engine_over_several_gpus_needs_whole_ones() -> None:
     parallel = ("rollout.engine.tensor_parallel_size=2", "rollout.engine.executor=mp")
-    assert any("whole GPUs" in line for line in problems(TOY, "cluster.gpus_per_process=0.5", *parallel))
+    shared = ("cluster.placement=shared", "cluster.gpus_per_process=0.5")
+    assert any("whole GPUs" in line for line in problems(TOY, *shared, *parallel))
     whole = make_plan(config("cluster.gpus_per_process=1", *parallel), TOY)
     assert not whole.problems
     assert dict(whole.sections["processes"])["GPUs"].startswith("3 ")
+
+
+def test_ranks_and_workers_that_share_gpus_come_in_pairs() -> None:
+    shared = ("cluster.placement=shared", "cluster.gpus_per_process=0.5", "rollout.workers=2")
+    assert any("write cluster.learner_ranks=2" in line for line in problems(TOY, *shared))
+    rows = dict(make_plan(config(*shared, "cluster.learner_ranks=2"), TOY).sections["processes"])
+    assert rows["placement"].startswith("shared")
+    assert rows["Ray"].endswith("2 x (2 CPU + 1 GPU)")
+
+
+def test_an_engine_that_sleeps_need_not_fit_beside_a_learner_at_work() -> None:
+    shape = read_shape("Qwen/Qwen2.5-3B")  # 114 GiB while it works, 46 GiB of them between steps
+    shared = ("rollout.engine.dtype=bfloat16", "cluster.placement=shared", "cluster.gpus_per_process=0.5")
+    gpu = (*shared, "cluster.gpu_memory_gib=120")
+    assert not problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.5")
+    (line,) = problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.7")
+    assert "a learner rank needs 114.3 GiB, and 46.0 GiB beside an engine of 84.0 GiB" in line
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -40,6 +40,8 @@ class LearnerPlace:
     address: str
     port: int
     device: str
+    shared: bool = False
+    """Whether an engine uses the same GPU in turns."""
 
 
 class LearnerActor:
@@ -72,6 +74,7 @@ class LearnerActor:
         init_process(place.rank, place.world_size, place.address, place.port, place.device)
         self._learner = Learner(model_path, config, seed=seed, rejected_folder=rejected)
         self._rank = place.rank
+        self._shares_gpu = place.shared and place.device == "cuda"
         return self._rank
 
     def begin_phase(
@@ -87,7 +90,13 @@ class LearnerActor:
 
     def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """See ``Learner.update``."""
-        return self._learner.update(samples, temperature=temperature)
+        try:
+            return self._learner.update(samples, temperature=temperature)
+        finally:
+            if self._shares_gpu:
+                import torch
+
+                torch.cuda.empty_cache()  # what torch keeps for its next step would lack the engine beside it
 
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
         """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them."""

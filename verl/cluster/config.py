@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from verl.errors import UserError
 
@@ -15,8 +16,12 @@ class ClusterConfig:
     """``local`` starts a Ray of the run's own on this machine; ``auto`` or HOST:PORT joins a running cluster."""
     learner_ranks: int = 1
     """FSDP2 ranks, one process each: the number of GPUs that learn, or 1 on a laptop."""
+    placement: Literal["split", "shared"] = "split"
+    """``split``: learner and rollout on GPUs of their own. ``shared``: a learner rank and a rollout worker on each GPU,
+    in turns: engines sleep, their GPU memory given back, while the learner works. On CPU they only pause."""
     gpus_per_process: float = 0.0
-    """GPUs that each learner rank and each rollout worker asks for; 0 runs on CPU, 0.5 lets the two share a GPU."""
+    """GPUs that each learner rank and each rank of an engine asks for: 0 runs on CPU, 1 goes with ``split``, 0.5 with
+    ``shared``."""
     gpu_memory_gib: float = 80.0
     """Memory of one GPU, in GiB: what the plan checks sizes against. 80 is an A100 or H100."""
     learner_threads: int = 2
@@ -26,6 +31,10 @@ class ClusterConfig:
     start_timeout_s: float = 120.0
     """Seconds until every learner rank must be ready; then the error names what the cluster lacks."""
 
+    stall_warning_s: float = 300.0
+    """Seconds in which nothing moves at the learner or for an episode before a warning says who waits for whom."""
+    stall_error_s: float = 3600.0
+    """The same, before the run ends with that as its error: more than the slowest update or search may take."""
     max_worker_restarts: int = 3
     """How often a rollout worker whose process or engine died is started again; past that the others go on alone, or
     the run ends. 0 never restarts."""
@@ -34,6 +43,20 @@ class ClusterConfig:
         for key in ("learner_ranks", "learner_threads"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
+        if not 0 < self.stall_warning_s <= self.stall_error_s:
+            raise UserError(
+                f"stall_warning_s is {self.stall_warning_s} and stall_error_s {self.stall_error_s}: write seconds "
+                "above 0, the second at least the first"
+            )
+        if self.placement == "shared" and self.gpus_per_process > 0.5:
+            raise UserError(
+                f"gpus_per_process is {self.gpus_per_process} with placement=shared: two processes share a GPU, write "
+                "0.5, or placement=split"
+            )
+        if self.placement == "split" and 0 < self.gpus_per_process < 1:
+            raise UserError(
+                f"gpus_per_process is {self.gpus_per_process} with placement=split: write 1, or placement=shared"
+            )
         if self.max_worker_restarts < 0:
             raise UserError(f"max_worker_restarts is {self.max_worker_restarts}: write 0 or more")
         if self.gpus_per_process < 0:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl.cluster.ray_runtime import first_cause
+from verl.cluster.watchdog import Stall
 
 if TYPE_CHECKING:
     from verl.algorithms.config import AdvantageConfig, LossConfig
@@ -24,6 +27,21 @@ class LearnerGroup:
     def __init__(self, ranks: Sequence[Any], logs: Sequence[Path]) -> None:
         self._ranks = ranks
         self._logs = logs
+        self._calls: dict[int, tuple[str, float]] = {}
+        self._numbers = itertools.count()
+        self._busy_s = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that calls to the learner took so far, those under way included."""
+        return self._busy_s + sum(time.monotonic() - began for _, began in self._calls.values())
+
+    async def stalls(self) -> list[Stall]:
+        """The call that is under way, if one is: for the watchdog."""
+        now = time.monotonic()
+        ranks = f"{len(self._ranks)} ranks" if len(self._ranks) > 1 else "its rank"
+        calls = list(self._calls.values())[:1]  # calls wait for one another
+        return [Stall("learner", now - began, f"the run waits for {what} on {ranks}") for what, began in calls]
 
     async def begin_phase(
         self,
@@ -62,8 +80,12 @@ class LearnerGroup:
         await self._all("load", str(folder))
 
     async def _all(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        number = next(self._numbers)
+        self._calls[number] = (method, time.monotonic())
         calls = [getattr(rank, method).remote(*args, **kwargs) for rank in self._ranks]
         try:
             return (await asyncio.gather(*calls))[0]
         except Exception as error:
             raise first_cause(error, f"learner {method}", self._logs) from error
+        finally:
+            self._busy_s += time.monotonic() - self._calls.pop(number)[1]

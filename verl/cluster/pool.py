@@ -9,14 +9,17 @@ share is never moved: it waits for its own worker and is played again whole, so 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl.cluster.ray_runtime import first_cause, has_died, ready
-from verl.errors import InfrastructureError, UserError
+from verl.cluster.watchdog import Stall
+from verl.errors import InfrastructureError
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.router import Router
 
@@ -31,6 +34,9 @@ Start = Callable[[int], Any]
 
 EPISODES_PER_CALL = 64
 """Episodes that travel as one call where shares may move: what a dying worker takes with it at most, a call."""
+
+STATUS_TIMEOUT_S = 5.0
+"""A worker whose event loop is free answers at once."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Replica:
         self.actor = actor
         self.log = logfile
         self.restarts = 0
+        self.answered = time.monotonic()
+        """When it was last heard of, by the watchdog."""
         self.serving = False
         """Whether it can be given work."""
         self.gone: Exception | None = None
@@ -68,12 +76,16 @@ class RolloutPool:
         open_timeout_s: float,
         max_restarts: int = 0,
         fixed_shares: bool = False,
+        sleeps: bool = False,
     ) -> None:
-        """Start one worker for each log, without waiting for any."""
+        """Start one worker for each log, without waiting for any. ``sleeps``: the learner shares their GPUs."""
         self._start = start
         self._timeout_s = open_timeout_s
         self._max_restarts = max_restarts
         self._fixed_shares = fixed_shares
+        self._sleeps = sleeps
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._replicas = [Replica(number, start(number), logfile) for number, logfile in enumerate(logs)]
         self._router: Router[int] = Router()
         self._weights: tuple[WeightUpdate, int] | None = None
@@ -211,6 +223,46 @@ class RolloutPool:
         await _all_or_first_error([ask(replica) for replica in self._replicas if replica.serving])
         return answers
 
+    @contextlib.asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """The learner's turn: inside the block engines that share its GPUs sleep. Episodes go on afterwards.
+
+        Nobody joins and no weights are given out meanwhile. Where nothing is shared this does nothing.
+        """
+        if not self._sleeps:
+            yield
+            return
+        await self._starting
+        while self._reviving:  # an engine that is starting takes GPU memory too
+            await asyncio.wait(self._reviving)
+        self._awake.clear()
+        try:
+            async with self._lock:
+                await self._on_all("sleep")
+                yield
+                await self._on_all("wake")
+        finally:
+            self._awake.set()
+
+    async def stalls(self) -> list[Stall]:
+        """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog."""
+        if not self._awake.is_set():
+            return []
+        return list(await asyncio.gather(*(self._stall(replica) for replica in self._replicas if replica.serving)))
+
+    async def _stall(self, replica: Replica) -> Stall:
+        try:
+            status = await asyncio.wait_for(_answer(replica.actor.status.remote()), STATUS_TIMEOUT_S)
+        except TimeoutError:
+            silent = time.monotonic() - replica.answered
+            return Stall(replica.name, silent, f"it does not answer (log: {replica.log})")
+        except Exception as error:
+            if not has_died(error):
+                raise
+            return Stall(replica.name, 0.0, "it died")  # whoever waits for its work finds that out
+        replica.answered = time.monotonic()
+        return Stall(replica.name, status.still_s, f"{status.text()} (log: {replica.log})")
+
     # -- dying and coming back --
 
     def _lose(self, replica: Replica, actor: Any, error: Exception, consequence: str) -> None:
@@ -228,12 +280,13 @@ class RolloutPool:
 
     async def _revive(self, replica: Replica, cause: Exception) -> None:
         while replica.restarts < self._max_restarts:
+            await self._awake.wait()
             replica.restarts += 1
             try:
                 replica.actor = self._start(replica.number)
                 await self._open([replica])
                 await self._join(replica)
-            except (InfrastructureError, UserError) as error:
+            except Exception as error:  # whatever it is, who waits for the worker must learn of it
                 cause = error
                 log.warning("warning: %s did not come back: %s", replica.name, error)
             else:
@@ -252,7 +305,7 @@ class RolloutPool:
                     self._canary.check(await replica.actor.probe.remote(self._canary.prompts))
             except Exception as error:
                 raise first_cause(error, replica.name, [replica.log]) from error
-            replica.serving = True
+            replica.serving, replica.answered = True, time.monotonic()
             if replica.number not in self._router.engines:
                 self._router.join(replica.number)
         self._tell()
@@ -302,6 +355,10 @@ async def _all_or_first_error(calls: Sequence[Awaitable[Any]]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    return await call
 
 
 def _key(request: GroupRequest) -> str:

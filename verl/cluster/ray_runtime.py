@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,15 @@ class RayRuntime:
         self._num_actors = num_actors
         self._folder = folder
         self._actors: list[Any] = []
+        self._group: Any = None
 
     def __enter__(self) -> RayRuntime:
         for key, value in _QUIET.items():
             os.environ.setdefault(key, value)
         import ray
 
+        # Ray would print a notice of a dead process at any time, after our last line too; the log of the run has it.
+        ray._private.worker._worker_logs_enabled = False
         local: dict[str, Any] = {}
         if self._config.address == "local":
             local = {
@@ -73,7 +76,22 @@ class RayRuntime:
 
         for actor in self._actors:
             ray.kill(actor)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
         ray.shutdown()
+
+    def reserve(self, bundles: Sequence[Mapping[str, float]], timeout_s: float) -> None:
+        """Take all places of the run at once, as near to one another as there is room; actors name theirs by index.
+
+        Raises InfrastructureError that names the shortage if the cluster has no room within ``timeout_s``.
+        """
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+        if not self._group.wait(timeout_seconds=timeout_s):
+            asked = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
+            told = " and ".join(f"{count:g} {kind}s" for kind, count in asked.items() if count)
+            raise InfrastructureError(f"no room for {told} after {timeout_s:.0f} s: {_shortage()}")
 
     def kill(self, actor: Any) -> None:
         """End an actor's process now; no harm if it has ended already."""
@@ -82,12 +100,13 @@ class RayRuntime:
         self._actors.remove(actor)
         ray.kill(actor)
 
-    def actor(self, cls: type, threads: int, *args: Any, ranks: int = 1, **kwargs: Any) -> Any:
+    def actor(self, cls: type, place: int, gpus: float, threads: int, *args: Any, **kwargs: Any) -> Any:
         """Start an actor in its own process, with its threads set before anything is imported there.
 
-        ``ranks`` is how many processes' GPUs it asks for: those of a tensor-parallel engine.
+        ``place`` is the index of a reserved bundle, ``gpus`` what the actor takes of it.
         """
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         from verl.cluster.processes import thread_environment
 
@@ -95,7 +114,8 @@ class RayRuntime:
             ray.remote(cls)
             .options(
                 num_cpus=1,
-                num_gpus=self._config.gpus_per_process * ranks,
+                num_gpus=gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place),
                 runtime_env={"env_vars": thread_environment(threads)},
             )
             .remote(*args, **kwargs)

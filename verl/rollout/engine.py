@@ -43,17 +43,20 @@ class EngineStats:
 class VllmEngine:
     """Implements ``verl.rollout.interfaces.Engine``. Methods may be called from any event loop, in any number."""
 
-    def __init__(self, model_path: str | Path, config: EngineConfig, *, seed: int) -> None:
-        """Load the model and return when it can generate. Raises UserError on a model or limits that cannot work."""
+    def __init__(self, model_path: str | Path, config: EngineConfig, *, seed: int, sleeps: bool = False) -> None:
+        """Load the model and return when it can generate. Raises UserError on a model or limits that cannot work.
+
+        ``sleeps``: ``sleep`` will have to give a GPU's memory back (vLLM must know it when it takes the memory).
+        """
         import torch
 
         check_model(Path(model_path), config, on_cpu=not torch.cuda.is_available())
         self._config = config
-        self._thread: EngineThread[Request, Result] = EngineThread(self._build(str(model_path), seed))
+        self._thread: EngineThread[Request, Result] = EngineThread(self._build(str(model_path), seed, sleeps))
 
-    def _build(self, model_path: str, seed: int) -> Any:
+    def _build(self, model_path: str, seed: int, sleeps: bool) -> Any:
         def build() -> VllmSteppable:
-            self._vllm = VllmSteppable(model_path, self._config, seed)
+            self._vllm = VllmSteppable(model_path, self._config, seed, sleeps=sleeps)
             return self._vllm
 
         return build
@@ -85,7 +88,7 @@ class VllmEngine:
         return await self._thread.abort_all()
 
     async def sleep(self) -> None:
-        """Pause and give a GPU's memory to the learner beside it (``colocated``); on CPU it only pauses.
+        """Pause and give a GPU's memory to the learner beside it (``sleeps``); on CPU it only pauses.
 
         Requests keep their place; after ``wake`` they are read again and go on. The freeing itself was not run on the
         machine this was written on, which has no GPU.

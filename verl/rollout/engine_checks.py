@@ -68,8 +68,6 @@ def check_parallel(description: dict[str, Any], config: EngineConfig, folder: Pa
 
 def check_cpu(description: dict[str, Any], config: EngineConfig, folder: Path) -> None:
     """Raise UserError on what vLLM's CPU kernel lacks, or on too little memory for a single request."""
-    if config.colocated:
-        raise UserError("colocated=true shares a GPU's memory with the learner, and there is no GPU: write false")
     size = head_size(description)
     if size and size not in _CPU_HEAD_SIZES:
         raise UserError(

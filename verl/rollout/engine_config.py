@@ -43,8 +43,6 @@ class EngineConfig:
     """Reuse keys and values of a prefix seen before (turns of an episode, samples of a task)."""
     enforce_eager: bool = True
     """Run without compiled graphs. True on CPU (starts in seconds); False on GPUs for speed."""
-    colocated: bool = False
-    """Whether the learner uses the same GPUs: the engine can then ``sleep`` and give its memory back. GPUs only."""
     weight_transfer: Literal["shm", "ipc", "nccl"] = "shm"
     """How new weights arrive: ``shm`` is a memory-mapped file; ``ipc`` and ``nccl`` are vLLM's own, for GPUs (not run
     on the machine this was written on)."""

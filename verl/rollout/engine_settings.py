@@ -36,11 +36,16 @@ def environment(config: EngineConfig, *, on_cpu: bool) -> dict[str, str]:
     return settings
 
 
-def engine_arguments(model_path: str, config: EngineConfig, *, seed: int, on_cpu: bool) -> dict[str, Any]:
-    """Keyword arguments of ``vllm.EngineArgs``, without the weight-transfer config (an object of vLLM's)."""
+def engine_arguments(
+    model_path: str, config: EngineConfig, *, seed: int, on_cpu: bool, sleeps: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments of ``vllm.EngineArgs``, without the weight-transfer config (an object of vLLM's).
+
+    ``sleeps`` says that a GPU's memory has to be given back while the engine sleeps.
+    """
     memory: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory_share,
-        "enable_sleep_mode": config.colocated,
+        "enable_sleep_mode": sleeps,
     }
     if on_cpu:
         # An explicit size also skips vLLM's memory-profiling run.

@@ -58,9 +58,9 @@ class TokenCounts:
 class VllmSteppable:
     """An ``engine_thread.Steppable``: vLLM's scheduler in this process, its model here or in workers."""
 
-    def __init__(self, model_path: str, config: EngineConfig, seed: int) -> None:
+    def __init__(self, model_path: str, config: EngineConfig, seed: int, *, sleeps: bool = False) -> None:
         with _without_collector(), _without_llvmlite():
-            self._engine = _build(model_path, config, seed)
+            self._engine = _build(model_path, config, seed, sleeps)
         self._engine.set_weight_version("0")
         self._tokenizer = self._engine.get_tokenizer()
         self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
@@ -177,7 +177,7 @@ class VllmSteppable:
         )
 
 
-def _build(model_path: str, config: EngineConfig, seed: int) -> Any:
+def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> Any:
     import torch
 
     on_cpu = not torch.cuda.is_available()
@@ -194,7 +194,7 @@ def _build(model_path: str, config: EngineConfig, seed: int) -> Any:
     # vLLM collects garbage five times while it builds; what its import left is not looked at again.
     gc.freeze()
     check_architecture(Path(model_path), frozenset(ModelRegistry.get_supported_archs()))
-    arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu)
+    arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu, sleeps=sleeps)
     transfer = WeightTransferConfig(backend=config.weight_transfer)
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
     if on_cpu:

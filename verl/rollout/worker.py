@@ -11,7 +11,8 @@ from verl.rollout.admission import OrderedAdmission
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.episode import EpisodeKey, run_episode
 from verl.rollout.groups import Group, GroupRequest
-from verl.rollout.interfaces import Agent, Engine, Sampling, Turn
+from verl.rollout.interfaces import Agent, Engine, Generation, Sampling, Turn
+from verl.rollout.progress import EpisodeProgress, Progress, WorkerStatus
 from verl.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -25,17 +26,25 @@ class RolloutWorker:
     """Plays groups with the newest weights it was given."""
 
     def __init__(
-        self, model_path: str, config: EngineConfig, agent: AgentFactory, *, run_seed: int, deterministic: bool = False
+        self,
+        model_path: str,
+        config: EngineConfig,
+        agent: AgentFactory,
+        *,
+        run_seed: int,
+        deterministic: bool = False,
+        sleeps: bool = False,
     ) -> None:
         """Load the model and start the engine (seconds to minutes). Raises UserError on a model it cannot serve."""
         from transformers import AutoTokenizer
 
         from verl.rollout.engine import VllmEngine
 
-        self._engine = VllmEngine(model_path, config, seed=run_seed)
+        self._engine = VllmEngine(model_path, config, seed=run_seed, sleeps=sleeps)
         self._agent = agent(AutoTokenizer.from_pretrained(model_path))
         self._run_seed = run_seed
         self._deterministic = deterministic
+        self._progress = Progress()
 
     async def open(self) -> None:
         """Connect the agent; after this the worker is ready."""
@@ -60,11 +69,23 @@ class RolloutWorker:
         """Replace the weights in place, between two engine steps; tokens sampled from now on carry ``version``."""
         await self._engine.update_weights(update, version)
 
+    async def sleep(self) -> None:
+        """Hold all episodes and give a GPU's memory to the learner beside it; on CPU the engine only pauses."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Take the memory back; episodes go on where they were."""
+        await self._engine.wake()
+
     async def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
         """The greedy next token of each prompt, its log-prob, and 0: this side of the canary knows no margin."""
         turn, greedy = Turn(max_tokens=1), Sampling(temperature=0.0)
         answers = await asyncio.gather(*(self._engine.generate(p, turn, greedy, seed=0) for p in prompts))
         return [(int(answer.token_ids[0]), float(answer.logprobs[0]), 0.0) for answer in answers]
+
+    async def status(self) -> WorkerStatus:
+        """What the open episodes wait for. Answers while the worker's event loop is free, whatever the engine does."""
+        return self._progress.status(self._engine.stats().busy_s)
 
     def stats(self) -> dict[str, float]:
         """Counters of the engine and of the agent since the start."""
@@ -79,12 +100,31 @@ class RolloutWorker:
         key = EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample)
         environment = self._agent.environment(request.task, request.split)
         engine: Engine = admission.episode(request.task.id, sample) if admission else self._engine
-        try:
-            trajectory = await run_episode(request.task, key, environment, engine, request.sampling)
-        finally:
-            if admission:
-                admission.end_episode()
-        if trajectory.outcome != "aborted":
-            score = self._agent.score(request.task, trajectory)
-            trajectory.reward, trajectory.reward_parts = score.reward, score.parts
+        with self._progress.episode(request.number) as progress:
+            try:
+                watched = _WatchedEngine(engine, progress)
+                trajectory = await run_episode(request.task, key, environment, watched, request.sampling)
+            finally:
+                if admission:
+                    admission.end_episode()
+            if trajectory.outcome != "aborted":
+                progress.enter("reward")
+                score = self._agent.score(request.task, trajectory)
+                trajectory.reward, trajectory.reward_parts = score.reward, score.parts
         return trajectory
+
+
+class _WatchedEngine:
+    """The engine as one episode sees it; notes when the episode waits for it."""
+
+    def __init__(self, engine: Engine, progress: EpisodeProgress) -> None:
+        self._engine = engine
+        self._progress = progress
+
+    async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
+        """See ``Engine.generate``."""
+        self._progress.enter("engine")
+        try:
+            return await self._engine.generate(token_ids, turn, sampling, seed)
+        finally:
+            self._progress.enter("environment")

@@ -17,6 +17,7 @@ from typing import Any
 from verl.algorithms.config import LossConfig
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.pool import RolloutPool
+from verl.cluster.shares import BusyShares, busy_seconds
 from verl.data.order import EpochOrder
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
@@ -81,6 +82,7 @@ class Controller:
         self._tracker = tracker
         self._evaluator = Evaluator(pool, describe)
         self.state = LoopState()
+        self._shares = BusyShares()
         self._last_step_end = time.monotonic()
 
     async def run(self) -> dict[str, Any]:
@@ -88,7 +90,8 @@ class Controller:
         await self._resume()
         if self.state.phase == "warmup":
             with self.state.timed("warmup"):
-                await self._warm_up()
+                async with self._pool.resting():
+                    await self._warm_up()
         with self.state.timed("engine_start"):
             await self._pool.ready()
         await self._measure("before")
@@ -136,6 +139,7 @@ class Controller:
             with state.timed("evaluation"):
                 await self._evaluate_dev()  # where the curves start; nothing is chosen by it
         self._last_step_end = time.monotonic()
+        self._shares.read(await busy_seconds(self._learners, self._pool))
         async with GroupProducer(self._pool, self._data.train, config, settings.sampling, settings.seed) as producer:
             producer.resume(state.step, state.outstanding, state.next_group)
             while state.step < config.steps:
@@ -156,7 +160,8 @@ class Controller:
         state.aborted += int(assigned["aborted"])
         metrics["seconds/rollout"] = clock.lap()
         if samples:
-            metrics |= await self._learners.update(samples, self._settings.sampling.temperature)
+            async with self._pool.resting():
+                metrics |= await self._learners.update(samples, self._settings.sampling.temperature)
             state.logprob_diff_max = max(state.logprob_diff_max, metrics["logprob_diff_max"])
         metrics["seconds/learn"] = clock.lap()
         buffer.advance()
@@ -164,6 +169,7 @@ class Controller:
         await self._sync.push(state.step)
         metrics["seconds/sync"] = clock.lap()
         metrics["seconds/step"] = clock.total()
+        metrics |= self._shares.read(await busy_seconds(self._learners, self._pool))
         metrics["tokens_per_s"] = metrics["policy_tokens"] * metrics["n"] / metrics["seconds/step"]
         state.recent_rewards.append(metrics["reward"])
         state.outstanding, state.next_group = buffer.outstanding(), buffer.next_number

@@ -18,6 +18,7 @@ from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
+from verl.rollout.progress import Waiting, WorkerStatus
 
 
 class FakeWorker:
@@ -30,6 +31,7 @@ class FakeWorker:
         self.version: int | None = None
         self.versions: list[int | None] = []
         """Of its weights, when each call came."""
+        self.asleep = self.silent = False
         self.go = asyncio.Event()
         self.go.set()
         self._dead = asyncio.Event()
@@ -56,6 +58,7 @@ class FakeWorker:
             raise InfrastructureError("it cannot start")
 
     async def do_run_groups(self, requests: Sequence[GroupRequest]) -> list[Group]:
+        assert not self.asleep
         self.versions.append(self.version)
         self.calls.append([request.number for request in requests])
         await self.go.wait()
@@ -71,6 +74,17 @@ class FakeWorker:
 
     async def do_probe(self, prompts: Sequence[Sequence[int]]) -> Any:
         return [(self.version, 0.0, 0.0) for _ in prompts]
+
+    async def do_sleep(self) -> None:
+        self.asleep = True
+
+    async def do_wake(self) -> None:
+        self.asleep = False
+
+    async def do_status(self) -> WorkerStatus:
+        if self.silent:
+            await asyncio.Event().wait()
+        return WorkerStatus({"environment": Waiting(2, 40.0, (5,))} if not self.go.is_set() else {})
 
     async def do_stats(self) -> dict[str, float]:
         return {"busy_s": 1.0}
@@ -232,6 +246,57 @@ async def test_a_mistake_is_told_and_costs_no_worker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too long"):
         await processes.pool.run(requests([1], question="too long"))
     assert len(processes.made[0]) == 1
+
+
+async def test_engines_that_share_gpus_sleep_in_the_learners_turn_alone(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, sleeps=True)
+    async with processes.pool.resting():
+        assert processes.now(0).asleep
+        assert processes.now(1).asleep
+        assert await processes.pool.stalls() == []
+    assert not processes.now(0).asleep
+    await processes.pool.run(requests([1, 2]))
+
+
+async def test_engines_with_gpus_of_their_own_never_sleep(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1)
+    async with processes.pool.resting():
+        assert not processes.now(0).asleep
+
+
+async def test_a_worker_that_died_in_the_learners_turn_starts_after_it(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, sleeps=True, max_restarts=1)
+    async with processes.pool.resting():
+        processes.now(0).die()
+        await settle()
+    assert len(processes.made[0]) == 1
+    await processes.pool.run(requests(range(4)))
+    await settle()
+    assert len(processes.made[0]) == 2
+
+
+async def test_a_worker_that_is_starting_again_is_waited_for_before_engines_sleep(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, sleeps=True, max_restarts=1)
+    await processes.pool.ready()
+    processes.now(0).die()
+    await processes.pool.run(requests(range(4)))
+    async with processes.pool.resting():
+        assert [processes.now(number).asleep for number in (0, 1)] == [True, True]
+    assert len(processes.made[0]) == 2
+
+
+async def test_the_watchdog_is_told_what_each_worker_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl.cluster.pool.STATUS_TIMEOUT_S", 0.01)
+    processes = Processes(tmp_path, 3)
+    await processes.pool.ready()
+    processes.now(0).go.clear()
+    processes.now(1).silent = True
+    processes.now(2).die()
+    waiting, silent, dead = await processes.pool.stalls()
+    assert (waiting.who, waiting.seconds) == ("rollout_0", 40.0)
+    assert "2 episodes wait for the retriever, the longest for 40 s, groups 5" in waiting.text
+    assert silent.text.startswith("it does not answer")
+    assert (dead.seconds, dead.text) == (0.0, "it died")
 
 
 @settings(max_examples=40, deadline=None)

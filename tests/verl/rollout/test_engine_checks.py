@@ -66,7 +66,6 @@ def test_an_architecture_that_is_not_served_is_named(folder: Path) -> None:
     [
         ({"max_context_tokens": 4096}, r"max_position_embeddings=2048\): write 2048 or less"),
         ({"max_context_tokens": 2048, "kv_cache_gib": 0.001}, "kv_cache_gib=0.001 cannot hold one request of 2048"),
-        ({"colocated": True}, "there is no GPU"),
         ({"tensor_parallel_size": 3, "executor": "mp"}, "does not divide the 4 attention heads"),
     ],
 )
@@ -114,7 +113,7 @@ def test_no_prefill_is_split_by_default() -> None:
 
 
 def test_a_gpu_is_asked_for_a_share_of_its_memory() -> None:
-    arguments = engine_arguments("m", EngineConfig(gpu_memory_share=0.5, colocated=True), seed=7, on_cpu=False)
+    arguments = engine_arguments("m", EngineConfig(gpu_memory_share=0.5), seed=7, on_cpu=False, sleeps=True)
     assert "kv_cache_memory_bytes" not in arguments
     assert (arguments["gpu_memory_utilization"], arguments["enable_sleep_mode"]) == (0.5, True)
 
