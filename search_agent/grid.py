@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def plan_grid(arguments: Sequence[str], runs: Path = RUNS) -> tuple[Path, list[M
             faults += [line for line in str(error).splitlines() if line not in faults]
         else:
             members.append(Member(tuple(overrides), swept, folder / _folder_name(swept), config))
+    repeated = [swept for swept, count in Counter(member.swept for member in members).items() if count > 1]
+    faults += [f"{' '.join(swept)}: stands in the grid more than once; write each value once" for swept in repeated]
     if faults:
         raise UserError("\n".join(faults))
     return folder, members

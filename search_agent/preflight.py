@@ -7,6 +7,7 @@ Then servers that others run are asked whether they are ready, and whether they 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -141,8 +142,11 @@ def check_memory(needed_gib: float, available_gib: float) -> list[str]:
 
 
 def check_disk(needed_gib: float, path: Path) -> list[str]:
-    """A fault if the disk that is to hold ``path`` has less room than the run's checkpoints take."""
+    """A fault if ``path`` cannot be a folder, or if its disk has less room than the run's checkpoints take."""
     existing = next(parent for parent in (path, *path.resolve().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "is a file" if not existing.is_dir() else "may not be written to"
+        return [f"run_dir={path}: {existing} {what}; write run_dir= with another folder"]
     free_gib = shutil.disk_usage(existing).free / 2**30
     if free_gib >= needed_gib:
         return []

@@ -54,6 +54,12 @@ def test_every_combination_gets_its_own_folder_and_the_command_decides_which() -
     assert [member.setting for member in members] == ["reward=em"] * 3 + ["reward=f1"] * 3
 
 
+def test_a_run_that_is_named_twice_is_refused_and_not_counted_twice() -> None:
+    with pytest.raises(UserError) as error:
+        plan_grid(["seed=1,2,1", "reward=em"])
+    assert str(error.value) == "seed=1: stands in the grid more than once; write each value once"
+
+
 def test_values_that_make_long_or_unsafe_names_still_get_different_folders() -> None:
     _, members = plan_grid(["name=a/b,a_b", "model='x y','x/y'"])
     names = {member.folder.name for member in members}

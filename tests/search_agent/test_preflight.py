@@ -194,6 +194,14 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> N
     assert "are free" in line
 
 
+def test_a_run_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert check_disk(0, path) == [
+            f"run_dir={path}: {tmp_path / 'file'} is a file; write run_dir= with another folder"
+        ]
+
+
 async def test_a_server_that_cannot_be_reached_is_named_with_the_remedy(config: RunConfig) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"retriever={url}: not ready.*retrieval_launch.sh"):
