@@ -17,5 +17,7 @@ ENV SLEUTH_ACCELERATOR=gpu UV_TORCH_BACKEND=cu130
 RUN bash cmd/setup.sh && rm -rf /root/.cache
 
 COPY . .
+# The packages of the checkout were not there yet when the environment was made.
+RUN .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 ENV HF_HOME=/sleuth/data/huggingface
 CMD ["bash", "cmd/train.sh", "--help"]

@@ -92,23 +92,24 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
         sampling=config.rollout.sampling,
         updates_per_batch=config.learner.updates_per_batch,
     )
-    async with processes(
-        config, inputs.source, inputs.model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(inputs.model)
-    ) as live:
-        assert live.learners is not None
-        assert live.sync is not None
-        tracker = make_tracker(
-            folder.path,
-            total_steps=config.warmup.steps + config.trainer.steps,
-            warmup_steps=config.warmup.steps,
-            config=config.tracking,
-            run_config=to_dict(config),
-        )
-        controller = Controller(settings, data, folder, live.learners, live.pool, live.sync, tracker, describe)
-        try:
+    tracker = make_tracker(  # before the processes: a log-in that fails must not cost their start
+        folder.path,
+        total_steps=config.warmup.steps + config.trainer.steps,
+        warmup_steps=config.warmup.steps,
+        config=config.tracking,
+        run_config=to_dict(config),
+    )
+    model = inputs.model
+    try:
+        async with processes(
+            config, inputs.source, model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(model)
+        ) as live:
+            assert live.learners is not None
+            assert live.sync is not None
+            controller = Controller(settings, data, folder, live.learners, live.pool, live.sync, tracker, describe)
             return await live.watch(controller.run())
-        finally:
-            tracker.close()
+    finally:
+        tracker.close()
 
 
 def probe_ids(model: str) -> list[list[int]]:

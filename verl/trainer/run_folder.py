@@ -53,7 +53,8 @@ class RunFolder:
                     "choose another run_dir, or write fresh=true to delete it"
                 )
             # A start that failed: a mistake that was mended must not need another folder.
-            (path / "retriever.json").unlink(missing_ok=True)
+            for name in ("retriever.json", "wandb_id"):
+                (path / name).unlink(missing_ok=True)
         for directory in (path, *folder._parts):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, config_yaml)
