@@ -11,7 +11,7 @@ calls, answers) is read from segments, so that a passage which contains a tag is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -194,7 +194,7 @@ class Trajectory:
 
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dict; ``from_record`` gives the same trajectory back."""
-        return asdict(self, dict_factory=_json_dict)
+        return {**self._rest(), "segments": [_segment_record(segment) for segment in self.segments]}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Trajectory:
@@ -217,6 +217,41 @@ class Trajectory:
         ]
         return cls(**{**record, "segments": segments})
 
+    # -- between processes --
 
-def _json_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in pairs}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as three arrays, not three for each segment: a step has tens of thousands of segments."""
+        heads = [(s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls) for s in self.segments]
+        policy = [s for s in self.segments if s.is_policy]
+        logprobs = np.concatenate([s.logprobs for s in policy]) if policy else _floats(())
+        versions = np.concatenate([s.versions for s in policy]) if policy else _ints(())
+        return _from_columns, (self._rest(), heads, self.token_ids(), logprobs, versions)
+
+    def _rest(self) -> dict[str, Any]:
+        """All fields but the segments."""
+        return {name: getattr(self, name) for name in _REST}
+
+
+_REST = tuple(field.name for field in fields(Trajectory) if field.name != "segments")
+
+
+def _from_columns(
+    rest: dict[str, Any], heads: Sequence[tuple[Any, ...]], ids: IntArray, logprobs: FloatArray, versions: IntArray
+) -> Trajectory:
+    """What ``Trajectory.__reduce__`` took apart; the segments' arrays are views of the columns."""
+    segments, begin, policy_begin = [], 0, 0
+    for kind, turn, length, text, finish_reason, calls in heads:
+        end, policy_end = begin + length, policy_begin + (length if kind == "generated" else 0)
+        policy = slice(policy_begin, policy_end)
+        segments.append(
+            Segment(kind, turn, ids[begin:end], text, logprobs[policy], versions[policy], finish_reason, calls)
+        )
+        begin, policy_begin = end, policy_end
+    return Trajectory(**rest, segments=segments)
+
+
+def _segment_record(segment: Segment) -> dict[str, Any]:
+    # Not dataclasses.asdict: it looks at each number of a list.
+    record = {field.name: getattr(segment, field.name) for field in fields(Segment)}
+    arrays = {name: value.tolist() for name, value in record.items() if isinstance(value, np.ndarray)}
+    return {**record, **arrays, "calls": [asdict(call) for call in segment.calls]}

@@ -8,6 +8,7 @@ balanced over ranks, and over the micro-batches that run at the same time. Pure 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from verl.errors import UserError
@@ -31,40 +32,45 @@ def pack(lengths: Sequence[int], cap: int, ranks: int = 1, costs: Sequence[float
                 f"sequence {index} has {length} tokens, max_tokens_per_microbatch is {cap}: "
                 "raise it or shorten the context"
             )
-    fewest = _first_fit_count(lengths, cap)
+    fewest = _best_fit_count(lengths, cap)
     count = max(ranks, -(-fewest // ranks) * ranks)
     while (bins := _spread(lengths, costs, cap, count)) is None:
         count += ranks
     return _to_ranks(bins, costs, ranks)
 
 
-def _first_fit_count(lengths: Sequence[int], cap: int) -> int:
-    """How many micro-batches first-fit-decreasing needs: within 11/9 of the optimum."""
-    room: list[int] = []
+def _best_fit_count(lengths: Sequence[int], cap: int) -> int:
+    """How many micro-batches best-fit-decreasing needs: within 11/9 of the optimum."""
+    room: list[int] = []  # of each micro-batch, ascending
     for length in sorted(lengths, reverse=True):
-        slot = next((i for i, free in enumerate(room) if free >= length), None)
-        if slot is None:
-            room.append(cap - length)
-        else:
-            room[slot] -= length
+        slot = bisect_left(room, length)
+        insort(room, (room.pop(slot) if slot < len(room) else cap) - length)
     return len(room)
 
 
 def _spread(lengths: Sequence[int], costs: Sequence[float], cap: int, count: int) -> list[list[int]] | None:
-    """Dearest first, each to the cheapest micro-batch that has room; None if one finds no room."""
+    """Dearest first, each to the cheapest micro-batch, or to the emptiest if that is full; None if it is full too."""
     order = sorted(range(len(lengths)), key=lambda i: (-costs[i], -lengths[i], i))
     bins: list[list[int]] = [[] for _ in range(count)]
-    heap = [(0.0, 0, b) for b in range(count)]
+    cost, tokens = [0.0] * count, [0] * count
+    # Both heaps keep entries of the past; one is good if it says what its micro-batch holds now.
+    cheapest: list[tuple[float, int, int]] = [(0.0, 0, b) for b in range(count)]
+    emptiest: list[tuple[int, int]] = [(0, b) for b in range(count)]
     for index in order:
-        full = []
-        while heap and heap[0][1] + lengths[index] > cap:
-            full.append(heapq.heappop(heap))
-        if not heap:
-            return None
-        cost, tokens, slot = heapq.heappop(heap)
+        while cheapest[0][:2] != (cost[cheapest[0][2]], tokens[cheapest[0][2]]):
+            heapq.heappop(cheapest)
+        slot = cheapest[0][2]
+        if tokens[slot] + lengths[index] > cap:
+            while emptiest[0][0] != tokens[emptiest[0][1]]:
+                heapq.heappop(emptiest)
+            slot = emptiest[0][1]
+            if tokens[slot] + lengths[index] > cap:
+                return None
         bins[slot].append(index)
-        for entry in (*full, (cost + costs[index], tokens + lengths[index], slot)):
-            heapq.heappush(heap, entry)
+        cost[slot] += costs[index]
+        tokens[slot] += lengths[index]
+        heapq.heappush(cheapest, (cost[slot], tokens[slot], slot))
+        heapq.heappush(emptiest, (tokens[slot], slot))
     return bins
 
 

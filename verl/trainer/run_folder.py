@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from verl.errors import UserError
 from verl.trajectory import Trajectory
 
@@ -145,9 +147,9 @@ class RunFolder:
         """Write one step's episodes, and delete those of the stage beyond the newest ``keep`` steps."""
         path = self.trajectories / f"{stage}_{step:06d}.jsonl.gz"
         temporary = path.with_name(path.name + _TEMPORARY)
-        with gzip.open(temporary, "wt", compresslevel=1) as file:
+        with gzip.open(temporary, "wb", compresslevel=1) as file:
             for row in rows:
-                file.write(json.dumps(row.to_record()) + "\n")
+                file.write(_json_line(row.to_record()))
         temporary.replace(path)
         for old in sorted(self.trajectories.glob(f"{stage}_*.jsonl.gz"))[:-keep] if keep else [path]:
             old.unlink()
@@ -171,6 +173,14 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _json_line(record: dict[str, Any]) -> bytes:
+    """One line; a number that is not finite becomes null, since JSON has none."""
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate in a passage: standard JSON escapes it
+        return json.dumps(record).encode() + b"\n"
 
 
 def _sync(path: Path) -> None:

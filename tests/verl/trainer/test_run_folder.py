@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,14 @@ def test_trajectories_come_back_as_written_and_old_steps_go(tmp_path: Path) -> N
     [read] = folder.read_trajectories("train", 5)
     assert read.to_record() == trajectory.to_record()
     assert read.policy_mask().tolist() == [False, False, True]
+
+
+def test_trajectories_with_what_json_cannot_say_are_written_all_the_same(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", "seed: 0\n", fresh=False)
+    trajectory = Trajectory("a", 0)
+    trajectory.append_prompt([1], "a lone surrogate: \ud800")
+    trajectory.append_generated([2], "b", [float("-inf")], [0], "stop")
+    folder.write_trajectories("train", 1, [trajectory], keep=1)
+    [read] = folder.read_trajectories("train", 1)
+    assert read.segments[0].text == trajectory.segments[0].text
+    assert not math.isfinite(read.segments[1].logprobs[0])
