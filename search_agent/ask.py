@@ -21,6 +21,9 @@ from search_agent.evaluate import RUNS, evaluated_config
 from verl.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
     from verl.rollout.interfaces import Engine, Environment, Generation, Observation, Prompt, Sampling, Turn
     from verl.trajectory import Trajectory
 
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         def show(kind: str, text: str) -> None:
             console.print(in_colour(kind, text), end="", soft_wrap=True)
 
-        with console.status(f"loading {config.model}"):
+        with spinner(console, f"loading {config.model}"):
             session = Session(config, logs)
         began = time.monotonic()
         trajectory, answer = asyncio.run(session.ask(question, show))
@@ -64,6 +67,14 @@ def main(arguments: Sequence[str]) -> int:
         seconds = f"{searches} searches, {trajectory.num_policy_tokens} tokens, {time.monotonic() - began:.1f} s"
         console.print(f"{seconds} ({trajectory.outcome}; logs: {logs})", style="dim", markup=False)
     return 0
+
+
+def spinner(console: Console, text: str) -> Live:
+    """Something that turns while the block runs. Unlike ``console.status`` it leaves what libraries print alone."""
+    from rich.live import Live
+    from rich.spinner import Spinner
+
+    return Live(Spinner("dots", text), console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:

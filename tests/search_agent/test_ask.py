@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from search_agent.ask import Watched, WatchedEngine, apart_from_logs, main, split_arguments
+from search_agent.ask import Watched, WatchedEngine, apart_from_logs, main, spinner, split_arguments
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.rollout.episode import EpisodeKey, run_episode
@@ -67,6 +70,19 @@ def test_a_model_that_cannot_be_served_is_named_before_anything_is_loaded(tmp_pa
         main(["model=/nope", "who?"])
     with pytest.raises(UserError, match=r"has no config\.json"):
         main([f"model={tmp_path}", "who?"])
+
+
+def test_what_libraries_print_while_a_terminal_shows_the_spinner_stays_off_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = io.StringIO()
+    with spinner(Console(file=screen, force_terminal=True), "loading it"):
+        print("noise")
+        print("warning", file=sys.stderr)
+    assert "loading it" in screen.getvalue()
+    assert "noise" not in screen.getvalue()
+    assert "warning" not in screen.getvalue()
+    assert capsys.readouterr() == ("noise\n", "warning\n")
 
 
 def test_only_what_is_meant_for_the_screen_reaches_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
