@@ -21,7 +21,8 @@ setup(
     install_requires=[*requirements("base"), "torch>=2.11,<2.14", "transformers>=5.16,<5.20"],
     extras_require={
         "rollout": ["vllm==0.32.0"],
-        "dense": ["faiss-cpu", "sentence-transformers"],
+        "dense": ["faiss-cpu"],
+        "qdrant": ["qdrant-client"],
         "lucene": ["pyserini"],
         "tracking": ["wandb", "tensorboard"],
         "multimodal": ["pillow", "qwen-vl-utils"],

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage found: its number in the corpus, and its score."""
+    """One passage found, and its score."""
 
     doc: int
+    """Its number in the corpus; its place in the result where the engine holds the passages itself."""
     score: float
+    passage: bytes | None = None
+    """The passage as JSON (``id``, ``contents``) where the engine holds it, None where the corpus does."""
 
 
 class Backend(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from verl.config.build import Plugin
 from verl.errors import UserError
 
 
@@ -56,38 +57,69 @@ class ClientConfig:
 
 
 @dataclass(frozen=True)
-class DenseConfig:
-    """An encoder, how its vectors are made, and how they are searched."""
+class EncoderConfig:
+    """An encoder, and how its vectors are made."""
 
     model: str
     """Folder or hub name of a Hugging Face encoder."""
     family: Literal["e5", "bge", "contriever", "minilm"]
     """Whose conventions of pooling, normalisation and prefixes hold: an encoder used in another way is a worse one."""
+    max_tokens: int = 256
+    """Tokens of a passage or query that the encoder reads; 256 is what the published indexes were made with."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens: {self.max_tokens} is below 1; give 1 or more")
+
+
+@dataclass(frozen=True)
+class DenseConfig(EncoderConfig):
+    """Vectors of an encoder, and how they are searched."""
+
     index: str = "Flat"
     """FAISS factory string, e.g. ``IVF4096,SQ8``, ``HNSW32``, ``IVF2048,RaBitQfs,Refine(SQ8)``; ``Flat`` is exact."""
     probes: int = 32
     """Inverted lists to visit (IVF), or size of the search queue (HNSW); more is slower and finds more."""
     vectors: Path | None = None
     """A FAISS index file made elsewhere over the same rows and encoder, such as Search-R1's ``e5_Flat.index``."""
-    max_tokens: int = 256
-    """Tokens of a passage or query that the encoder reads; 256 is what the published indexes were made with."""
 
     def __post_init__(self) -> None:
-        for key in ("probes", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        super().__post_init__()
+        if self.probes < 1:
+            raise UserError(f"probes: {self.probes} is below 1; give 1 or more")
+
+
+@dataclass(frozen=True)
+class ColbertConfig:
+    """A ColBERT over a corpus small enough to search every token of it."""
+
+    model: str
+    """Folder or hub name of a Hugging Face ColBERT, saved by ColBERT itself or by PyLate."""
+    query_tokens: int = 32
+    """Tokens of a query, filled up with masks as ColBERT does; 32 is what ColBERTv2 was trained with."""
+    passage_tokens: int = 180
+    """Tokens of a passage; a longer one is cut. 180 is what ColBERTv2 was trained with."""
+
+    def __post_init__(self) -> None:
+        for key in ("query_tokens", "passage_tokens"):
+            if getattr(self, key) < 8:
+                raise UserError(f"{key}: {getattr(self, key)} is below 8; give 8 or more")
 
 
 @dataclass(frozen=True)
 class RerankConfig:
-    """A cross-encoder that reads query and passage together."""
+    """A model that reads the text of the first hits and puts them in a new order."""
 
     model: str
-    """Folder or hub name of a Hugging Face sequence classifier with one output, e.g. a MiniLM trained on MS MARCO."""
+    """Folder or hub name of a Hugging Face sequence classifier with one output, e.g. a MiniLM trained on MS MARCO; or
+    of a ColBERT."""
+    kind: Literal["cross_encoder", "colbert"] = "cross_encoder"
+    """``cross_encoder`` reads query and passage together; ``colbert`` compares their tokens, which is cheaper."""
     depth: int = 50
     """Hits that it judges for each query, and so the most that a search returns; cost grows with it."""
     max_tokens: int = 512
-    """Tokens of query and passage together; a longer passage is cut. Encoders of the BERT family read 512."""
+    """Tokens of query and passage together (of a passage alone, with a ColBERT); a longer passage is cut. Encoders of
+    the BERT family read 512."""
 
     def __post_init__(self) -> None:
         for key in ("depth", "max_tokens"):
@@ -99,16 +131,21 @@ class RerankConfig:
 class ServerConfig:
     """What one server process serves, and where."""
 
-    corpus: Path
-    """Passages, one a line: ``{"id", "contents"}`` or ``{"id", "title", "text"}``."""
+    corpus: Path | None = None
+    """Passages, one a line: ``{"id", "contents"}`` or ``{"id", "title", "text"}``; an ``engine`` may need none."""
     index: Path | None = None
     """Folder of a built index; without one, a small corpus is indexed in memory at start."""
-    backend: Literal["bm25", "dense", "hybrid"] = "bm25"
-    """What ranks: words, vectors, or both by reciprocal rank fusion. BM25 needs no model and no GPU."""
+    backend: Literal["bm25", "dense", "hybrid", "colbert"] = "bm25"
+    """What ranks: words, vectors, both by reciprocal rank fusion, or token vectors. BM25 needs no model and no GPU."""
     dense: DenseConfig | None = None
     """The encoder of a dense or hybrid back end (``dense.model=...``, ``dense.family=...``)."""
+    colbert: ColbertConfig | None = None
+    """The model of ``backend=colbert`` (``colbert.model=...``)."""
+    engine: Plugin | None = None
+    """Another engine in place of ``backend``, by import path: ``engine.plugin=search_agent.retrieval.engines.web``, or
+    ``opensearch``, ``qdrant``, ``lucene`` there, or a module of yours."""
     rerank: RerankConfig | None = None
-    """A cross-encoder over the first hits (``rerank.model=...``); none by default: it costs a model run a passage."""
+    """A model over the first hits (``rerank.model=...``); none by default: it costs a model run a passage."""
     host: str = "127.0.0.1"
     """Address to listen at; loopback, because everybody who can reach it may ask."""
     port: int = 8000
@@ -116,7 +153,8 @@ class ServerConfig:
     topk: int = 3
     """Documents for a request that does not say how many; 3 is what Search-R1 and AutoRefine train with."""
     engine_threads: int = 0
-    """Threads that search; 0 takes one for each core with BM25, and one in all with a model, which has its own."""
+    """Threads that search; 0 takes one for each core with BM25, one in all with a model, which has its own, and eight
+    for an ``engine`` elsewhere, which they wait for."""
     announce: Path | None = None
     """File that receives ``{"url", "pid"}`` once the server is ready, for a process that started it."""
     shard: int = 0
@@ -129,15 +167,23 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"port: {self.port} is no port; give 1 to 65535, or 0 for a free one")
-        if (self.dense is None) != (self.backend == "bm25"):
-            raise UserError(
-                f"dense: backend={self.backend} {'has no' if self.dense else 'needs an'} encoder; see dense.model"
-            )
-        if (self.dense is not None or self.rerank is not None) and self.shards > 1:
-            raise UserError("shards: only backend=bm25 without rerank can be cut; start several replicas instead")
+        self._check_backend()
         if not 0 <= self.shard < self.shards:
             raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
         if self.topk < 1:
             raise UserError(f"topk: {self.topk} is below 1; give 1 or more")
         if self.engine_threads < 0:
             raise UserError(f"engine_threads: {self.engine_threads} is negative; 0 chooses by back end")
+
+    def _check_backend(self) -> None:
+        if self.corpus is None and self.engine is None:
+            raise UserError("corpus: missing; write corpus=FILE, or engine.plugin=MODULE for an engine with passages")
+        if self.engine is not None and self.backend != "bm25":
+            raise UserError(f"engine: it takes the place of backend={self.backend}; give one of the two")
+        for group, backends in (("dense", ("dense", "hybrid")), ("colbert", ("colbert",))):
+            given = getattr(self, group) is not None
+            if given != (self.backend in backends):
+                needs = "has no" if given else "needs an"
+                raise UserError(f"{group}: backend={self.backend} {needs} encoder; see {group}.model")
+        if self.shards > 1 and (self.backend != "bm25" or self.rerank is not None or self.engine is not None):
+            raise UserError("shards: only backend=bm25 without rerank can be cut; start several replicas instead")

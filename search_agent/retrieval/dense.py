@@ -13,7 +13,6 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from search_agent.retrieval import files
 from search_agent.retrieval.backend import Hit
@@ -103,6 +102,8 @@ def open_dense(config: DenseConfig, folder: Path, documents: Documents, document
         with files.exclusive(home):
             vectors = _vectors(home, made, documents, documents_hash, encoder)
             index = _index(home, config.index, vectors)
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise UserError(f"dense.vectors: {config.vectors} compares by distance; build it for the inner product")
     if index.ntotal != len(documents) or index.d != encoder.dimensions:
         raise UserError(
             f"dense.vectors: {config.vectors} holds {index.ntotal} vectors of {index.d} numbers; the corpus has "
@@ -115,16 +116,8 @@ def open_dense(config: DenseConfig, folder: Path, documents: Documents, document
 def _vectors(home: Path, made: dict[str, Any], documents: Documents, digest: str, encoder: Encoder) -> Vectors:
     """``[documents, dimensions]`` float32, mapped; goes on where an interrupted run stopped."""
     home.mkdir(parents=True, exist_ok=True)
-    manifest_path, path = home / files.MANIFEST, home / "vectors.f32"
-    manifest = {**made, "documents": digest}
-    if not manifest_path.exists():
-        files.write_atomically(manifest_path, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-    found = orjson.loads(manifest_path.read_bytes())
-    if found != manifest:
-        differing = sorted(key for key in manifest if found.get(key) != manifest[key])
-        raise UserError(
-            f"{home}: its vectors were made with another {', '.join(differing)}; remove it to make new ones"
-        )
+    files.claim(home, {**made, "documents": digest})
+    path = home / "vectors.f32"
     row_bytes = 4 * encoder.dimensions
     progress = Progress("encoding")
     with path.open("ab") as file:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from search_agent.retrieval.backend import Hit
+
 DATA_NAME = "documents.jsonl"
 OFFSETS_NAME = "documents.offsets.npy"
 
@@ -45,6 +47,15 @@ class Documents:
         if not 0 <= number < len(self):
             raise IndexError(f"passage {number} of {len(self)}")
         return self._data[self._offsets[number] : self._offsets[number + 1] - 1]
+
+    def of(self, hit: Hit) -> bytes:
+        """The JSON object of the passage that was found. Raises IndexError as ``raw`` does."""
+        return self.raw(hit.doc) if hit.passage is None else hit.passage
+
+    def contents_of(self, hit: Hit) -> str:
+        """The title and text that was found."""
+        contents: str = orjson.loads(self.of(hit))["contents"]
+        return contents
 
     def parsed(self, number: int) -> dict[str, Any]:
         """The same as a dict with ``id`` and ``contents``."""

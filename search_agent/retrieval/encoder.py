@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from search_agent.retrieval.config import DenseConfig
+from search_agent.retrieval.config import EncoderConfig
 from verl.errors import UserError
 
 BATCH_TEXTS = 64
@@ -45,7 +45,7 @@ CONVENTIONS = {
 class Encoder:
     """One model, in float32 on a CPU and float16 on a GPU."""
 
-    def __init__(self, config: DenseConfig) -> None:
+    def __init__(self, config: EncoderConfig, key: str = "dense") -> None:
         self.convention = CONVENTIONS[config.family]
         self._max_tokens = config.max_tokens
         self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
@@ -57,7 +57,7 @@ class Encoder:
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise UserError(
-                f"dense.model: {config.model} cannot be loaded: {first}; give a folder or a hub name"
+                f"{key}.model: {config.model} cannot be loaded: {first}; give a folder or a hub name"
             ) from error
         self._model = model.to(self._device).eval()
         self.dimensions = int(model.config.hidden_size)

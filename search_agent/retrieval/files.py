@@ -101,6 +101,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def claim(home: Path, made: dict[str, Any]) -> None:
+    """Note in ``home`` how its vectors are made. Raises UserError if those there were made in another way."""
+    path = home / MANIFEST
+    if not path.exists():
+        write_atomically(path, orjson.dumps(made, option=orjson.OPT_INDENT_2))
+    found = orjson.loads(path.read_bytes())
+    if found != made:
+        differing = sorted(key for key in made if found.get(key) != made[key])
+        raise UserError(
+            f"{home}: its vectors were made with another {', '.join(differing)}; remove it to make new ones"
+        )
+
+
 def check_source(folder: Path, manifest: dict[str, Any], corpus: Path) -> None:
     """Raise UserError unless the index was built from this very file."""
     built, found = manifest["source"], source_of(corpus)

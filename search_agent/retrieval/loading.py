@@ -37,22 +37,42 @@ def load(config: ServerConfig) -> Served:
 
     Raises UserError on a corpus that is missing, faulty or empty, and on an index of another corpus.
     """
+    documents, backend, digest = _with_engine(config) if config.corpus is None else _with_corpus(config, config.corpus)
+    if config.rerank is not None:
+        from search_agent.retrieval.rerank import Reranked
+
+        backend = Reranked(backend, documents, config.rerank)
+    if config.engine is None:  # others check themselves as they are built, and a search there may cost money
+        backend.search(["warm up"], config.topk)
+    return Served(documents, backend, make_manifest(config, digest, len(documents), backend))
+
+
+def _with_engine(config: ServerConfig) -> tuple[Documents, Backend, str]:
+    """An engine that holds the passages itself."""
+    assert config.engine is not None  # ServerConfig demands one of the two
+    documents = Documents.from_rows(())
+    return documents, config.engine.build(documents), ""
+
+
+def _with_corpus(config: ServerConfig, corpus: Path) -> tuple[Documents, Backend, str]:
     folder = config.index
-    if folder is None and (config.dense or files.source_of(config.corpus)["bytes"] > MAX_BYTES_IN_MEMORY):
-        folder = default_folder(config.corpus)
-    documents, postings, digest = _open(config.corpus, folder)
+    has_vectors = config.dense is not None or config.colbert is not None
+    if folder is None and (has_vectors or files.source_of(corpus)["bytes"] > MAX_BYTES_IN_MEMORY):
+        folder = default_folder(corpus)
+    documents, postings, digest = _open(corpus, folder)
+    if config.engine is not None:
+        return documents, config.engine.build(documents), digest
     backend: Backend = Bm25(postings, Range.of_shard(config.shard, config.shards, postings.num_docs))
+    if config.colbert is not None and folder is not None:
+        from search_agent.retrieval.maxsim import open_maxsim
+
+        backend = open_maxsim(config.colbert, folder, documents, digest)
     if config.dense is not None and folder is not None:
         from search_agent.retrieval.dense import open_dense
 
         dense = open_dense(config.dense, folder, documents, digest)
         backend = dense if config.backend == "dense" else Hybrid(backend, dense)
-    if config.rerank is not None:
-        from search_agent.retrieval.rerank import Reranked
-
-        backend = Reranked(backend, documents, config.rerank)
-    backend.search(["warm up"], config.topk)
-    return Served(documents, backend, make_manifest(config, digest, len(documents), backend))
+    return documents, backend, digest
 
 
 def default_folder(corpus: Path) -> Path:
@@ -65,7 +85,7 @@ def make_manifest(config: ServerConfig, digest: str, num_documents: int, backend
     identity = {"sha256": digest, "documents": num_documents, "engine": backend.manifest()}
     fingerprint = hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
     place = {"shard": config.shard, "shards": config.shards, "implementation": backend.implementation()}
-    return {"corpus": config.corpus.name, **identity, **place, "fingerprint": fingerprint}
+    return {"corpus": config.corpus.name if config.corpus else None, **identity, **place, "fingerprint": fingerprint}
 
 
 def _open(corpus: Path, folder: Path | None) -> tuple[Documents, Postings, str]:

@@ -30,6 +30,8 @@ from verl.config.arguments import parse, run
 from verl.errors import UserError
 
 DRAIN_S = 30
+THREADS_THAT_WAIT = 8
+"""Of an engine elsewhere."""
 
 
 class _Server(uvicorn.Server):
@@ -93,7 +95,9 @@ async def _serve(config: ServerConfig, listener: socket.socket) -> None:
 
 def _default_threads(config: ServerConfig) -> int:
     """A core each for BM25; a model has threads of its own, and larger batches if one thread asks it."""
-    has_model = config.dense is not None or config.rerank is not None
+    if config.engine is not None and config.rerank is None:
+        return THREADS_THAT_WAIT
+    has_model = config.dense is not None or config.colbert is not None or config.rerank is not None
     return 1 if has_model else len(os.sched_getaffinity(0))
 
 
@@ -107,7 +111,8 @@ async def _become_ready(config: ServerConfig, url: str, app: App, server: _Serve
         server.should_exit = True
         raise
     engine = served.manifest["engine"]["backend"]
-    print(f"retrieval: {len(served.documents):,} passages of {config.corpus} ({engine}), ready at {url}", flush=True)
+    what = f"{len(served.documents):,} passages of {config.corpus} ({engine})" if config.corpus else engine
+    print(f"retrieval: {what}, ready at {url}", flush=True)
 
 
 def _load_in_thread(config: ServerConfig) -> asyncio.Future[Served]:

@@ -54,14 +54,14 @@ class RunningServer:
 
 
 def start_server(
-    corpus: Path,
+    corpus: Path | None,
     *,
     log: Path,
     index: Path | None = None,
     timeout_s: float = 60,
     options: Sequence[str] = (),
 ) -> RunningServer:
-    """Start a server on a free loopback port and wait until it is ready.
+    """Start a server on a free loopback port and wait until it is ready; ``corpus`` is None for an engine without one.
 
     Its output goes to ``log`` (appended); ``options`` are further ``key=value`` arguments. Raises UserError with the
     server's own message if the corpus is at fault, InfrastructureError with the last lines of the log if the server
@@ -69,7 +69,9 @@ def start_server(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     announce = log.with_name(f"{log.name}.{os.getpid()}.{time.monotonic_ns()}.announce")
-    arguments = [f"corpus={corpus}", "port=0", f"announce={announce}", "stop_with_stdin=true", *options]
+    arguments = ["port=0", f"announce={announce}", "stop_with_stdin=true", *options]
+    if corpus is not None:
+        arguments.append(f"corpus={corpus}")
     if index is not None:
         arguments.append(f"index={index}")
     root = str(Path(__file__).resolve().parents[2])

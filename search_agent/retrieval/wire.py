@@ -123,7 +123,7 @@ def render_api_search(request: Request, answers: Sequence[Answer], documents: Do
     hits = _only(answers)
     weights = [math.exp(hit.score - hits[0].score) for hit in hits]  # the best is first: no power above 1
     rows = [
-        {**_piped(documents.parsed(hit.doc)), "rank": rank, "score": hit.score, "prob": weight / sum(weights)}
+        {**_piped(orjson.loads(documents.of(hit))), "rank": rank, "score": hit.score, "prob": weight / sum(weights)}
         for rank, (hit, weight) in enumerate(zip(hits, weights, strict=True), 1)
     ]
     return orjson.dumps({"query": request.queries[0], "topk": rows})
@@ -150,9 +150,9 @@ def _piped(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hits(hits: Sequence[Hit], documents: Documents, with_scores: bool) -> bytes:
     if with_scores:
-        rows = [b'{"document":%b,"score":%.17g}' % (documents.raw(hit.doc), hit.score) for hit in hits]
+        rows = [b'{"document":%b,"score":%.17g}' % (documents.of(hit), hit.score) for hit in hits]
     else:
-        rows = [documents.raw(hit.doc) for hit in hits]
+        rows = [documents.of(hit) for hit in hits]
     return b"[" + b",".join(rows) + b"]"
 
 
