@@ -40,5 +40,8 @@ class WandbTracker:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Upload (or, offline, store) what is left."""
+        """Upload (or, offline, store) what is left, and end W&B's own process: nothing of a run outlives it."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()

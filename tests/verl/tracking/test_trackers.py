@@ -155,13 +155,14 @@ def test_tensorboard_hides_what_came_after_the_resumed_step(tmp_path: Path) -> N
 def test_wandb_offline_keeps_its_id_and_leaves_the_users_variables_alone(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = (
-        "import json, pathlib, sys\n"
+        "import json, pathlib, psutil, sys\n"
         "from verl.tracking import make_tracker\n"
         "from verl.tracking.config import TrackingConfig\n"
         "tracker = make_tracker(pathlib.Path(sys.argv[1]), total_steps=1, run_config={'seed': 1},\n"
         "                       config=TrackingConfig(console=False, wandb=True, project='ours'))\n"
         "tracker.log(1, {'reward': 0.5}); run = tracker._trackers[1]._run\n"
-        "print(json.dumps([run.id, run.project, run.settings.mode])); tracker.close()\n"
+        "told = [run.id, run.project, run.settings.mode]; tracker.close()\n"
+        "print(json.dumps([*told, len(psutil.Process().children(recursive=True))]))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
@@ -173,4 +174,4 @@ def test_wandb_offline_keeps_its_id_and_leaves_the_users_variables_alone(tmp_pat
         assert done.returncode == 0, done.stderr
         seen.append(json.loads(done.stdout.splitlines()[-1]))
     assert seen[0][0] == seen[1][0] == (tmp_path / "wandb_id").read_text()
-    assert [row[1:] for row in seen] == [["ours", "offline"], ["theirs", "offline"]]
+    assert [row[1:] for row in seen] == [["ours", "offline", 0], ["theirs", "offline", 0]], "no process is left"
