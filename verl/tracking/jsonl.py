@@ -6,6 +6,7 @@ number that is not finite is written as null, which every JSON reader takes.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,25 +19,23 @@ SYNC_EVERY_S = 5.0
 """How much a power cut may cost. Syncing each of many quick steps would cost more than the steps."""
 
 
-class JsonlTracker:
-    """Appends to a file; what a killed process wrote from the resumed step on is cut away at the first call."""
+class JsonlFile:
+    """Appends rows of steps; what a killed process wrote from the resumed step on is cut away at the first call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
         self._synced = 0.0
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line."""
+    def append(self, step: int, row: Mapping[str, Any]) -> None:
+        """Append one line, ``step`` first."""
         if self._file is None:
             truncate(self._path, step)
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = (json.dumps(row) + "\n").encode()
+        line = (json.dumps({"step": step, **row}) + "\n").encode()
         written = os.write(self._file, line)
         if written < len(line):
-            raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written", str(self._path))
         if time.monotonic() - self._synced > SYNC_EVERY_S:
             os.fsync(self._file)
             self._synced = time.monotonic()
@@ -47,6 +46,15 @@ class JsonlTracker:
             os.fsync(self._file)
             os.close(self._file)
             self._file = None
+
+
+class JsonlTracker(JsonlFile):
+    """Metrics as rows."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.append(step, {"time": round(time.time(), 3), **numbers})
 
 
 def truncate(path: Path, step: int) -> None:

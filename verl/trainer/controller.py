@@ -28,6 +28,7 @@ from verl.trainer.assign import assign
 from verl.trainer.buffer import GroupBuffer
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 from verl.trainer.evaluator import Describe, Evaluator, check_alive
+from verl.trainer.ledger import Ledger
 from verl.trainer.producer import GroupProducer
 from verl.trainer.run_folder import RunFolder
 from verl.trainer.state import Best, LoopState
@@ -80,6 +81,7 @@ class Controller:
         self._pool = pool
         self._sync = sync
         self._tracker = tracker
+        self._ledger = Ledger(folder.path)
         self._evaluator = Evaluator(pool, describe)
         self.state = LoopState()
         self._shares = BusyShares()
@@ -174,6 +176,7 @@ class Controller:
         state.recent_rewards.append(metrics["reward"])
         state.outstanding, state.next_group = buffer.outstanding(), buffer.next_number
         self._tracker.log(self._global_step(), metrics)
+        self._ledger.record(state.step, groups)
         self._folder.write_trajectories(
             "train",
             state.step,

@@ -2,6 +2,7 @@
 
     config.yaml  metrics.jsonl  summary.json  curves.png  logs/
     trajectories/<stage>_<step>.jsonl.gz
+    trained.jsonl                    which groups each step took, and how old their tokens were
     checkpoints/step_<n>/            written under another name, then renamed: a folder of this name is complete
         loop.json                    where the loop stands (step, buffer, best so far, seconds)
         learner/                     weights, optimizer, random states (torch DCP)

@@ -1,0 +1,229 @@
+"""Runs whose driver is killed with SIGKILL at seeded random points, started again until they end, and compared.
+
+    python -m bench.faults.campaign [--quick] [mode=deterministic,asynchronous,ppo] [kills=20] [seed=0] [run keys ...]
+
+For each mode one run is made undisturbed; then others of the same configuration are killed at random points of their
+life, in all ``kills`` times. After each kill the processes and the shared memory that are left are counted; each run
+that came to its end is compared with the undisturbed one. ``deterministic``: metrics, trajectories, evaluations and
+weights are identical. In every mode: each group was trained on once and none left out (``trained.jsonl``, one lineage
+of weights), no episode is lost, no sample is older than the bound.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench.faults import runs
+from bench.harness import Figure, main
+from verl.trainer.run_folder import RunFolder
+
+STEPS, PROMPTS, SAMPLES, STALENESS = 6, 4, 4, 2
+SMALL = (
+    "warmup.steps=12",
+    "warmup.save_every_steps=5",
+    f"trainer.steps={STEPS}",
+    f"trainer.prompts_per_step={PROMPTS}",
+    f"trainer.samples_per_prompt={SAMPLES}",
+    "trainer.save_every_steps=2",  # so that a kill costs steps that were logged already
+    "trainer.drop_uniform_groups=false",
+    "evaluation.every_steps=3",
+    "evaluation.dev_tasks=4",
+    "evaluation.test_tasks=6",
+    "environment.max_tokens_per_turn=32",
+    "rollout.engine.kv_cache_gib=0.125",
+    "cluster.start_timeout_s=600",
+)
+MODES = {
+    "deterministic": ("deterministic=true",),
+    "asynchronous": (f"trainer.max_staleness={STALENESS}",),
+    "ppo": ("deterministic=true", "trainer.advantage.name=gae"),
+}
+RUN_LIMIT_S = 900
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill and what it left."""
+
+    mode: str
+    run: int
+    after_s: float
+    """Since that start of the driver."""
+    where: str
+    """What the run was doing."""
+    processes: int
+    """Of the run, alive 10 s later."""
+    segments: int
+    """Files of /dev/shm that nobody uses and that were not there before."""
+    clean_after_s: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that came to its end."""
+
+    folder: Path
+    seconds: float
+    """Of its last start."""
+
+
+def figures(quick: bool, modes: Sequence[str], kills: int, seed: int, arguments: Sequence[str]) -> Iterator[Figure]:
+    """``--quick`` kills twice in the first mode."""
+    for mode in modes[:1] if quick else modes:
+        with tempfile.TemporaryDirectory(prefix=f"campaign-{mode}-") as folder:
+            yield from campaign(Path(folder), mode, 2 if quick else kills, seed, [*MODES[mode], *arguments])
+
+
+def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence[str]) -> Iterator[Figure]:
+    """All runs of one mode."""
+    whole = finish(folder / "undisturbed", arguments)
+    print(f"{mode}: undisturbed in {whole.seconds:.0f} s", flush=True)
+    random, suffered, ended = Random(f"{mode}-{seed}"), list[Kill](), list[Ended]()
+    while len(suffered) < kills:
+        run_dir, number = folder / f"run_{len(ended)}", len(ended)
+        done = False
+        while not done and len(suffered) < kills:
+            kill = start_and_kill(run_dir, arguments, mode, number, random.uniform(0.5, whole.seconds))
+            done = kill is None
+            if kill is not None:
+                suffered.append(kill)
+                print(json.dumps(asdict(kill)), flush=True)
+        ended.append(finish(run_dir, arguments))
+        for fault in differences(ended[-1].folder, whole.folder, identical="deterministic=true" in arguments):
+            print(f"{mode}, run {number}: {fault}", flush=True)
+    faults = [differences(run.folder, whole.folder, identical="deterministic=true" in arguments) for run in ended]
+    yield Figure.at_least(f"{mode}: kills", len(suffered), "", kills)
+    yield Figure(f"{mode}: runs that were killed and ended", len(ended), "")
+    yield Figure.at_most(f"{mode}: runs that differ or lost something", sum(map(bool, faults)), "", 0)
+    yield Figure.at_most(f"{mode}: processes left 10 s after a kill", sum(kill.processes for kill in suffered), "", 0)
+    yield Figure.at_most(f"{mode}: shared memory left", sum(kill.segments for kill in suffered), "files", 0)
+    yield Figure(f"{mode}: slowest clean-up", max(kill.clean_after_s for kill in suffered), "s")
+
+
+def start_and_kill(run_dir: Path, arguments: Sequence[str], mode: str, number: int, after_s: float) -> Kill | None:
+    """Start the run and kill its driver after a while; None if it came to its end before."""
+    before = runs.shared_memory()
+    process = runs.launch(run_dir, [*SMALL, *arguments])
+    deadline = time.monotonic() + after_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            _check_ended(process.returncode, run_dir)
+            return None
+        time.sleep(0.02)
+    where = stage(run_dir)
+    runs.stop(process, signal.SIGKILL)
+    killed = time.monotonic()
+    processes, memory = runs.left_behind(run_dir, before) if runs.token(run_dir) else ({}, set[str]())
+    for command in processes.values():
+        print(f"left: {command}", flush=True)
+    seconds = round(time.monotonic() - killed, 2)
+    return Kill(mode, number, round(after_s, 2), where, len(processes), len(memory), seconds)
+
+
+def finish(run_dir: Path, arguments: Sequence[str]) -> Ended:
+    """Start the run, undisturbed, until its end."""
+    began = time.monotonic()
+    process = runs.launch(run_dir, [*SMALL, *arguments])
+    _check_ended(process.wait(RUN_LIMIT_S), run_dir)
+    return Ended(run_dir, time.monotonic() - began)
+
+
+def _check_ended(status: int, run_dir: Path) -> None:
+    if status != 0:
+        raise SystemExit(f"{run_dir}: exit status {status}\n{runs.output(run_dir)[-3000:]}\n{runs.logs(run_dir)}")
+
+
+def stage(run_dir: Path) -> str:
+    """What a run is doing, as far as its folder tells."""
+    if (run_dir / "summary.json").exists():
+        return "after the summary"
+    rows = runs.rows(run_dir)
+    where = f"step {rows[-1]['step']}" if rows else "start"
+    if list((run_dir / "checkpoints").glob("*.writing")):
+        where += ", in a checkpoint"
+    return where + (", before measured" if (run_dir / "before.json").exists() else "")
+
+
+def differences(run_dir: Path, whole: Path, *, identical: bool) -> list[str]:
+    """What a run that was killed and resumed lacks, has twice, or has otherwise than the undisturbed one."""
+    faults = lineage_faults(run_dir)
+    if identical:
+        if runs.without_timing(runs.rows(run_dir)) != runs.without_timing(runs.rows(whole)):
+            faults.append("metrics.jsonl differs")
+        ours, theirs = _summary(run_dir), _summary(whole)
+        faults += [f"{key} differs" for key in ("weights_hash", "before", "after", "best") if ours[key] != theirs[key]]
+        faults += [
+            f"{file}: episodes differ" for file in _files(whole) if _episodes(run_dir, file) != _episodes(whole, file)
+        ]
+    return faults
+
+
+def lineage_faults(run_dir: Path) -> list[str]:
+    """Groups trained on twice or not at all, lost episodes, samples beyond the bound, steps missing or doubled."""
+    rows = runs.rows(run_dir, "trained.jsonl")
+    groups = sorted(number for row in rows for number in row["groups"])
+    faults = []
+    if [row["step"] for row in rows] != list(range(1, STEPS + 1)):
+        faults.append(f"steps are {[row['step'] for row in rows]}")
+    if groups != list(range(STEPS * PROMPTS)):
+        faults.append(f"groups are {groups}")
+    lost = STEPS * PROMPTS * SAMPLES - sum(row["episodes"] for row in rows)
+    if lost:
+        faults.append(f"{lost} episodes are lost")
+    steps = [row["step"] for row in runs.rows(run_dir) if "reward" in row]
+    if steps != sorted(set(steps)) or len(steps) != STEPS:
+        faults.append(f"metrics are of steps {steps}")
+    for step in range(1, STEPS + 1):
+        episodes = list(RunFolder(run_dir).read_trajectories("train", step))
+        versions = [version for episode in episodes if (version := episode.oldest_version()) is not None]
+        if len(episodes) != PROMPTS * SAMPLES or any(step - 1 - version > STALENESS for version in versions):
+            faults.append(f"step {step} has {len(episodes)} episodes of versions {sorted(set(versions))}")
+    return faults
+
+
+def _summary(run_dir: Path) -> Any:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def _files(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "trajectories").iterdir())
+
+
+def _episodes(run_dir: Path, file: str) -> list[Any]:
+    """What the episodes of a file hold, but for how long a search took and whether somebody else had asked before."""
+    stage, _, step = file.removesuffix(".jsonl.gz").rpartition("_")
+    return [
+        (
+            t.task_id,
+            t.sample,
+            t.token_ids().tolist(),
+            t.rollout_logprobs().tolist(),
+            t.reward,
+            t.reward_parts,
+            t.outcome,
+        )
+        for t in RunFolder(run_dir).read_trajectories(stage, int(step))
+    ]
+
+
+if __name__ == "__main__":
+    given = [argument for argument in sys.argv[1:] if "=" in argument]
+    own = dict(argument.split("=", 1) for argument in given if argument.split("=")[0] in ("mode", "kills", "seed"))
+    measure = partial(
+        figures,
+        modes=own.get("mode", ",".join(MODES)).split(","),
+        kills=int(own.get("kills", 20)),
+        seed=int(own.get("seed", 0)),
+        arguments=[argument for argument in given if argument.split("=")[0] not in ("mode", "kills", "seed")],
+    )
+    main(measure, [argument for argument in sys.argv[1:] if "=" not in argument])
