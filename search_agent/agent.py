@@ -10,7 +10,9 @@ from search_agent.environment import Config as EnvironmentConfig
 from search_agent.environment import build as build_environment
 from search_agent.retrieval.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
+from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.parts import measure
+from search_agent.rewards.pool import RewardPool
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.rollout.interfaces import Environment, Score
@@ -40,7 +42,7 @@ class SearchAgent:
     def __init__(self, spec: AgentSpec, tokenizer: Any) -> None:
         """Raises UserError if protocol, framing and tokenizer do not fit together."""
         protocol = self._protocol = spec.protocol.build()
-        self._reward = spec.reward.build(protocol)
+        self._plugin, self._reward = spec.reward, spec.reward.build(protocol)
         # Splits that share their servers share a client, and with it coalescing and connections.
         by_urls = {tuple(urls): RetrievalClient(replace(spec.client, urls=tuple(urls))) for urls in spec.urls.values()}
         self._clients = list(by_urls.values())
@@ -64,9 +66,15 @@ class SearchAgent:
         """A new episode of a task of ``split``."""
         return self._make[split](task)
 
-    def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """The reward and its parts; a user's reward need not measure what every run reports (``em``, ``searches``)."""
-        score: Score = self._reward(task, trajectory)
+    async def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """The reward and its parts; a user's reward need not measure what every run reports (``em``, ``searches``).
+
+        Raises UserError if the reward fails in whatever way.
+        """
+        if isinstance(self._reward, RewardPool):
+            score = await self._reward.score_aside(task, trajectory)
+        else:
+            score = score_here(self._reward, name_scoring(self._plugin, task, trajectory), task, trajectory)
         measured = {} if "em" in score.parts else measure(task, self._protocol.read(trajectory))
         return Score(score.reward, {**measured, **score.parts})
 
@@ -80,6 +88,8 @@ class SearchAgent:
         return total
 
     async def close(self) -> None:
-        """Close the connection pools."""
+        """Close the connection pools, and end the processes of a pooled reward."""
         for client in self._clients:
             await client.__aexit__(None, None, None)
+        if isinstance(self._reward, RewardPool):
+            self._reward.close()

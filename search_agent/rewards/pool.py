@@ -10,10 +10,9 @@ takes the run's own process with it, and it never becomes a silent zero.
 
 from __future__ import annotations
 
-import math
+import asyncio
 import multiprocessing
 import signal
-import traceback
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from queue import LifoQueue
 from typing import Any
 
 from search_agent.protocols.base import SearchProtocol
+from search_agent.rewards.checked import checked, describe, name_scoring
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -51,13 +51,14 @@ class Config:
 
 
 class RewardPool:
-    """Implements ``verl.rollout.interfaces.RewardFunction``; ``score_all`` uses all of its processes."""
+    """Implements ``verl.rollout.interfaces.RewardFunction``; ``score_all`` and ``score_aside`` use all processes."""
 
     def __init__(self, config: Config, protocol: SearchProtocol) -> None:
         self._workers = [_Worker(config, protocol) for _ in range(config.workers)]
         self._idle: LifoQueue[_Worker] = LifoQueue()  # the last one used again first: its process is up
         for worker in reversed(self._workers):
             self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
 
     def __call__(self, task: Task, trajectory: Trajectory) -> Score:
         """Score one trajectory. Raises UserError if the plug-in fails in whatever way."""
@@ -69,13 +70,17 @@ class RewardPool:
 
     def score_all(self, pairs: Iterable[tuple[Task, Trajectory]]) -> list[Score]:
         """Score many, in order, as many at a time as there are processes."""
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            return list(threads.map(lambda pair: self(*pair), pairs))
+        return list(self._threads.map(lambda pair: self(*pair), pairs))
+
+    async def score_aside(self, task: Task, trajectory: Trajectory) -> Score:
+        """Score one while the event loop serves others: a reward that hangs holds up its own episode alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self, task, trajectory)
 
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers:
             worker.stop()
+        self._threads.shutdown(wait=False)
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardPool:
@@ -92,10 +97,10 @@ class _Worker:
         self._connection: Connection | None = None
 
     def score(self, task: Task, trajectory: Trajectory) -> Score:
-        what = f"reward {self._config.reward.module}: task {task.id}, sample {trajectory.sample}"
+        what = name_scoring(self._config.reward, task, trajectory)
         connection = self._connection or self._start()
         message = (task, trajectory.to_record())
-        return _checked(self._exchange(connection, message, self._config.deadline_s, what), what)
+        return checked(self._exchange(connection, message, self._config.deadline_s, what), what)
 
     def stop(self) -> None:
         if self._process is not None and self._connection is not None:
@@ -158,21 +163,5 @@ def _serve(connection: Connection, reward: Plugin, protocol: SearchProtocol) -> 
                 value = function(message[0], Trajectory.from_record(message[1]))
             answer: tuple[bool, object] = (True, value)
         except Exception as error:
-            answer = (False, _describe(error))
+            answer = (False, describe(error))
         connection.send(answer)
-
-
-def _describe(error: Exception) -> str:
-    """Type and message, and where in the plug-in it happened."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
-
-
-def _checked(score: object, what: str) -> Score:
-    if not isinstance(score, Score):
-        raise UserError(f"{what}: it returned {type(score).__name__}: return verl.rollout.interfaces.Score")
-    for name, value in {"reward": score.reward, **score.parts}.items():
-        if not math.isfinite(value):
-            raise UserError(f"{what}: {name} is {value}: return a finite number")
-    return score

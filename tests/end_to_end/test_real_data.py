@@ -97,7 +97,7 @@ async def test_a_search_in_a_real_corpus_shows_whole_real_passages(tmp_path: Pat
             key = EpisodeKey(0, "test", 0, task.id, 0)
             episode = await run_episode(task, key, agent.environment(task, "train"), engine, Sampling())
             assert episode.outcome == "finished", episode.reason
-            assert agent.score(task, episode).reward == 1.0
+            assert (await agent.score(task, episode)).reward == 1.0
             observation = next(segment for segment in episode.segments if segment.kind == "observation")
             assert len(observation) <= 600
             for result in episode.calls[0].results:

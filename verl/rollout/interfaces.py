@@ -129,8 +129,8 @@ class Agent(Protocol):
         """A new episode's environment. ``split`` names the data a task comes from (``train``, ``dev``, ``test``)."""
         ...
 
-    def score(self, task: Task, trajectory: Trajectory) -> Score:
-        """See ``RewardFunction``."""
+    async def score(self, task: Task, trajectory: Trajectory) -> Score:
+        """See ``RewardFunction``; other episodes go on meanwhile."""
         ...
 
     def stats(self) -> dict[str, float]:

@@ -109,7 +109,7 @@ class RolloutWorker:
                     admission.end_episode()
             if trajectory.outcome != "aborted":
                 progress.enter("reward")
-                score = self._agent.score(request.task, trajectory)
+                score = await self._agent.score(request.task, trajectory)
                 trajectory.reward, trajectory.reward_parts = score.reward, score.parts
         return trajectory
 

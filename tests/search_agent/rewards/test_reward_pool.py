@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from search_agent.protocols import autorefine
+from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.pool import Config, RewardPool, build
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import UserError
+from verl.rollout.interfaces import Score
 from verl.trajectory import Trajectory
 
 TASK = Task("t-7", "who?", ("mara",))
@@ -91,6 +94,40 @@ def test_every_misbehaviour_is_named_and_the_pool_goes_on(make: Callable[..., Re
         with pytest.raises(UserError, match=message):
             pool(TASK, episode(answer))
         assert pool(TASK, episode("mara")).reward == 1
+
+
+async def test_the_event_loop_serves_others_while_a_reward_hangs(make: Callable[..., RewardPool]) -> None:
+    pool = make(deadline_s=1, workers=2)
+    await pool.score_aside(TASK, episode("mara"))  # a process is up
+    hanging = asyncio.ensure_future(pool.score_aside(TASK, episode("hang")))
+    for answer in ("mara", "john", "mara"):
+        assert (await pool.score_aside(TASK, episode(answer))).parts == {"length": 4}
+    assert not hanging.done()
+    with pytest.raises(UserError, match="no result after 1 s"):
+        await hanging
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            KeyError("gold"),
+            r"reward my.reward: task t-7, sample 2: KeyError: 'gold' \(.*test_reward_pool.py, line \d+\)",
+        ),
+        (Score(float("nan")), "sample 2: reward is nan: return a finite number"),
+        (Score(1.0, {"hits": float("inf")}), "hits is inf"),
+        (None, "it returned NoneType"),
+    ],
+)
+def test_a_reward_in_the_workers_own_process_is_checked_alike(answer: Any, message: str) -> None:
+    def reward(task: Task, trajectory: Trajectory) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    what = name_scoring(Plugin("my.reward", None), TASK, episode("x"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        score_here(reward, what, TASK, episode("x"))
 
 
 def test_a_reward_that_cannot_be_built_says_why(make: Callable[..., RewardPool]) -> None:
