@@ -34,7 +34,8 @@ def drawn_latency(median_s: float, tail_s: float = 5.0, tail_share: float = 0.02
         first, second = (int.from_bytes(part) / 2**64 for part in (draws[:8], draws[8:]))
         if first < tail_share:
             return tail_s
-        return median_s * math.exp(0.5 * statistics.NormalDist().inv_cdf(min(max(second, 1e-9), 1 - 1e-9)))
+        spread = math.exp(0.5 * statistics.NormalDist().inv_cdf(min(max(second, 1e-9), 1 - 1e-9)))
+        return min(median_s * spread, tail_s)
 
     return latency
 

@@ -1,10 +1,11 @@
 """An asynchronous run of an hour while its retrieval servers are killed, hung and replaced: nothing grows or is lost.
 
-    python -m bench.faults.soak [--quick] [minutes=60] [out=FILE]
+    python -m bench.faults.soak [--quick] [minutes=60] [latency=0.3] [out=FILE]
 
-Two servers stand behind fronts that add a drawn latency (median 300 ms, 2 % of 5 s). Each minute one of them suffers:
-killed with SIGKILL and started again, status 500, silence, half a body, or all connections refused. Each minute is a
-JSON line in ``out``: memory, handles and threads of all processes of the run, steps, episodes, episodes lost.
+Two servers stand behind fronts that add a drawn latency (median ``latency`` seconds, 2 % of 5 s). Each minute one of
+them suffers: killed with SIGKILL and started again, or for five seconds status 500, silence, half a body, refused
+connections, garbage, slowness or replies of 100 MB. Each minute is a JSON line in ``out``: memory, handles and threads
+of all processes of the run, steps, episodes, episodes lost.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ DOWN_S = 5.0
 """How long a server is away or a fault lasts; the client's retries must outlast it."""
 SETTLE_MINUTES = 10
 """Minutes after which nothing may grow: until then caches fill and allocators find their size."""
-MISFORTUNES: Sequence[Fault | Literal["kill"]] = ("kill", "status_500", "hang", "kill", "half_body", "refused")
+MISFORTUNES: Sequence[Fault | Literal["kill"]] = (
+    *("kill", "status_500", "hang", "half_body"),
+    *("kill", "refused", "garbage", "slow", "huge"),
+)
 
 RUN = (
     "warmup.steps=300",
@@ -64,10 +68,10 @@ RUN = (
 class Site:
     """One retrieval server behind its front."""
 
-    def __init__(self, corpus: Path, log: Path) -> None:
+    def __init__(self, corpus: Path, log: Path, latency_s: float) -> None:
         self._corpus, self._log = corpus, log
         self._server: RunningServer | None = None
-        self.proxy = Proxy("", latency=drawn_latency(0.3))
+        self.proxy = Proxy("", latency=drawn_latency(latency_s), slow_s=3)
 
     async def start(self) -> None:
         """A new server process; the front passes on to it from now on."""
@@ -93,14 +97,14 @@ class Site:
             await asyncio.to_thread(self._server.stop)
 
 
-def figures(quick: bool, minutes: float = 60, out: str = "runs/soak.jsonl") -> Iterator[Figure]:
+def figures(quick: bool, minutes: float = 60, latency: float = 0.3, out: str = "runs/soak.jsonl") -> Iterator[Figure]:
     """``--quick`` takes two minutes after the start, which show that it works and nothing about growth."""
     minutes = 2 if quick else minutes
     settle = min(SETTLE_MINUTES, minutes / 2)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir="runs" if Path("runs").is_dir() else None) as folder:
         run_dir = Path(folder) / "run"
-        samples = asyncio.run(_soak(run_dir, minutes, Path(out)))
+        samples = asyncio.run(_soak(run_dir, minutes, latency, Path(out)))
         trained = runs.rows(run_dir, "trained.jsonl")
     if not samples or not trained:
         raise SystemExit(f"the run did not train: {runs.output(run_dir) if run_dir.exists() else ''}")
@@ -129,10 +133,10 @@ def _median(samples: Sequence[dict[str, Any]], key: str) -> float:
     return values[len(values) // 2]
 
 
-async def _soak(run_dir: Path, minutes: float, out: Path) -> list[dict[str, Any]]:
+async def _soak(run_dir: Path, minutes: float, latency: float, out: Path) -> list[dict[str, Any]]:
     corpus = _corpus()
     async with AsyncExitStack() as stack:
-        sites = [Site(corpus, run_dir.with_name(f"server_{number}.log")) for number in range(2)]
+        sites = [Site(corpus, run_dir.with_name(f"server_{number}.log"), latency) for number in range(2)]
         for site in sites:
             await site.start()
             stack.push_async_callback(site.stop)
@@ -221,5 +225,6 @@ def _look(run_dir: Path, driver: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    measure = partial(figures, minutes=float(given.get("minutes", 60)), out=given.get("out", "runs/soak.jsonl"))
+    numbers = {key: float(given[key]) for key in ("minutes", "latency") if key in given}
+    measure = partial(figures, **numbers, out=given.get("out", "runs/soak.jsonl"))
     main(measure, [argument for argument in sys.argv[1:] if "=" not in argument])

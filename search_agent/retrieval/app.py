@@ -30,6 +30,8 @@ MAX_BODY_BYTES = 8 * 2**20
 MAX_WAITING_QUERIES = 8192
 RETRY_AFTER = [(b"retry-after", b"1")]
 """Seconds after which a refused client may try again."""
+CORPUS_HEADER = b"x-sleuth-corpus"
+"""Carries the fingerprint of what is served with every reply: a client notices a server that came back with another."""
 JSON = b"application/json"
 OPEN_ROUTES = ("/health", "/ready")
 """Answered without a token: they say nothing about the corpus."""
@@ -80,6 +82,8 @@ class App:
             content_type, body = JSON, orjson.dumps({"detail": str(error)})
             status, headers = error.status, list(error.headers)
             route = route if status != 404 else "unknown"
+        if self._served is not None and (fingerprint := self._served.manifest.get("fingerprint")):
+            headers.append((CORPUS_HEADER, str(fingerprint).encode()))
         headers += [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -161,12 +161,13 @@ class RetrievalClient:
         return answers
 
     async def _arrange(self) -> Layout:
-        """Learn once which address serves which shard."""
+        """Learn once which address serves which shard; every reply then tells whether that still holds."""
         async with self._layout_lock:
             if self._layout is None:
                 layout = await self._discover()
                 self._shards = [
-                    Transport(self._opened(), urls, self._config.retries, self._count_attempt) for urls in layout.shards
+                    Transport(self._opened(), urls, self._config.retries, self._count_attempt, layout.fingerprint)
+                    for urls in layout.shards
                 ]
                 self._layout = layout
             return self._layout

@@ -17,10 +17,12 @@ from typing import Any
 import aiohttp
 import orjson
 
-from verl.errors import InfrastructureError
+from verl.errors import InfrastructureError, UserError
 
 REST_FIRST_S = 0.2
 REST_MAX_S = 5.0
+MAX_REPLY_BYTES = 64 * 2**20
+"""64 queries with 100 passages of 10,000 characters each; what is longer is no answer, and would fill the memory."""
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -70,16 +72,22 @@ class Transport:
         urls: Sequence[str],
         retries: int,
         on_attempt: Callable[[int], None] = lambda attempt: None,
+        fingerprint: str | None = None,
     ) -> None:
+        """``fingerprint`` is that of the corpus the servers are known for, None if they tell none."""
         self._session = session
         self.addresses = [Address(url.rstrip("/")) for url in urls]
         self._attempts = retries + 1
         self._on_attempt = on_attempt
+        self._fingerprint = fingerprint
         self._turn = 0
         self._random = random.Random()
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """The reply's JSON. Raises InfrastructureError after the last attempt, at once where trying again is vain."""
+        """The reply's JSON. Raises InfrastructureError after the last attempt, at once where trying again is vain.
+
+        Raises UserError if a server has come back with another corpus.
+        """
         payload = None if body is None else orjson.dumps(body)
         last: Exception | None = None
         for attempt in range(self._attempts):
@@ -103,7 +111,8 @@ class Transport:
     async def _once(self, method: str, url: str, payload: bytes | None) -> Any:
         headers = {"Content-Type": "application/json"} if payload is not None else None
         async with self._session.request(method, url, data=payload, headers=headers) as response:
-            raw = await response.read()
+            raw = await _read(response)
+            self._check_corpus(response.headers, url)
             if response.status in RETRIED_STATUSES:
                 raise _Retry(f"status {response.status} {_excerpt(raw)}", _retry_after(response.headers))
             if response.status == 404:
@@ -113,7 +122,16 @@ class Transport:
             try:
                 return orjson.loads(raw)
             except orjson.JSONDecodeError as error:
-                raise InfrastructureError(f"{method} {url}: the reply is not JSON: {_excerpt(raw)}") from error
+                raise _Retry(f"the reply is not JSON: {_excerpt(raw)}") from error
+
+    def _check_corpus(self, headers: Mapping[str, str], url: str) -> None:
+        """The server may have been started again since it was asked what it serves. Raises UserError."""
+        told = headers.get("X-Sleuth-Corpus")
+        if self._fingerprint is not None and told is not None and told != self._fingerprint:
+            raise UserError(
+                f"{url}: the server has come back with another corpus or other settings (fingerprint {told[:8]}, it "
+                f"was {self._fingerprint[:8]}): serve what was served before, and run the same command to go on"
+            )
 
     async def _next_address(self) -> Address:
         while True:
@@ -133,6 +151,17 @@ def reason(error: BaseException | None) -> str:
     text = str(error).strip().splitlines()
     name = "" if isinstance(error, _Retry) else type(error).__name__
     return ": ".join(part for part in (name, text[0] if text else "") if part)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises _Retry if it is longer than any answer can be."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPLY_BYTES:
+            raise _Retry(f"the reply is above {MAX_REPLY_BYTES >> 20} MiB")
+    return b"".join(parts)
 
 
 def _excerpt(raw: bytes) -> str:
