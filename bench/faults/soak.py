@@ -225,6 +225,10 @@ def _look(run_dir: Path, driver: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    numbers = {key: float(given[key]) for key in ("minutes", "latency") if key in given}
-    measure = partial(figures, **numbers, out=given.get("out", "runs/soak.jsonl"))
+    measure = partial(
+        figures,
+        minutes=float(given.get("minutes", 60)),
+        latency=float(given.get("latency", 0.3)),
+        out=given.get("out", "runs/soak.jsonl"),
+    )
     main(measure, [argument for argument in sys.argv[1:] if "=" not in argument])
