@@ -77,10 +77,12 @@ class RewardPool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self, task, trajectory)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; who still waits for a score gets a UserError."""
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
-        self._threads.shutdown(wait=False)
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardPool:
@@ -101,6 +103,11 @@ class _Worker:
         connection = self._connection or self._start()
         message = (task, trajectory.to_record())
         return checked(self._exchange(connection, message, self._config.deadline_s, what), what)
+
+    def kill(self) -> None:
+        """From another thread than the one that may wait for the process; that one then finds it dead."""
+        if (process := self._process) is not None:
+            process.kill()
 
     def stop(self) -> None:
         if self._process is not None and self._connection is not None:

@@ -67,7 +67,7 @@ class RayRuntime:
                 namespace=f"sleuth-{os.getpid()}",
                 **local,
             )
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except Exception as error:  # Ray raises a bare Exception where its own processes are not up within 30 s
             raise InfrastructureError(f"Ray did not start (cluster.address={self._config.address}): {error}") from error
         return self
 

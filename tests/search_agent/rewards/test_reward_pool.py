@@ -97,13 +97,13 @@ def test_every_misbehaviour_is_named_and_the_pool_goes_on(make: Callable[..., Re
 
 
 async def test_the_event_loop_serves_others_while_a_reward_hangs(make: Callable[..., RewardPool]) -> None:
-    pool = make(deadline_s=1, workers=2)
-    await pool.score_aside(TASK, episode("mara"))  # a process is up
+    pool = make(deadline_s=60, workers=2)
     hanging = asyncio.ensure_future(pool.score_aside(TASK, episode("hang")))
     for answer in ("mara", "john", "mara"):
-        assert (await pool.score_aside(TASK, episode(answer))).parts == {"length": 4}
+        assert (await pool.score_aside(TASK, episode(answer))).reward == (answer == "mara")
     assert not hanging.done()
-    with pytest.raises(UserError, match="no result after 1 s"):
+    pool.close()
+    with pytest.raises(UserError, match="its process died"):
         await hanging
 
 
