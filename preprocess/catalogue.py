@@ -52,6 +52,12 @@ ITEMS = (
         joined="e5_HNSW64.index",
     ),
     Item(
+        "wiki-18-bm25-index",
+        "its Lucene index, for pyserini: bm25/",
+        "PeterJinGo/wiki-18-bm25-index",
+        ("bm25/*",),
+    ),
+    Item(
         "nq-hotpotqa-train",
         "Search-R1's ready-made training and test parquet",
         "PeterJinGo/nq_hotpotqa_train",

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _download(find(options.names or RETRIEVAL), source, Path(options.save_path), options.dry_run)
     except (UserError, InfrastructureError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0
 

@@ -100,13 +100,14 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
-    from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+    # What its HTTP client raises: the library has changed that client before, and its own error is one of the client's.
+    client_errors = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     try:
         yield
     except RepositoryNotFoundError as error:
         raise UserError(f"{repository}: the hub has no such dataset, or it asks for a token (HF_TOKEN)") from error
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except (HfHubHTTPError, *client_errors, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InfrastructureError(f"{repository}: {reason}; run the same command again to go on") from error

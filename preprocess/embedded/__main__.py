@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         paths = build_world(parse(Config, arguments))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     rows = json.loads(paths.manifest.read_text(encoding="utf-8"))["rows"]
     print(f"{paths.root}: " + ", ".join(f"{name} {count}" for name, count in rows.items()))

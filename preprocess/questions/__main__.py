@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         config = parse(Config, arguments)
         report = build_files(config)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print("rows in:  " + ", ".join(f"{split} {rows}" for split, rows in report["read"].items()))
     for name, sets in report["written"].items():
