@@ -62,4 +62,11 @@ def merged(layer: LoraLayer, base: Tensor) -> Tensor:
     down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
     assert isinstance(down, DTensor)
     assert isinstance(up, DTensor)
-    return base + layer.scaling[_NAME] * (up.full_tensor() @ down.full_tensor())
+    return base + layer.scaling[_NAME] * (whole_tensor(up) @ whole_tensor(down))
+
+
+def whole_tensor(weight: DTensor) -> Tensor:
+    """All of a sharded weight, on the ranks' device also where its shards lie in host memory. Collective."""
+    here = weight.to(weight.device_mesh.device_type)
+    assert isinstance(here, DTensor)
+    return here.full_tensor()

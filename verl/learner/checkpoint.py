@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,51 +23,69 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torch.distributed.tensor import DTensor
 
 from verl.errors import UserError
+from verl.learner.optimizer import MOMENTS
 
 _PROGRESS = "learner.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+Group = dist.ProcessGroup | None
+"""The ranks that agree on a save: None is the default group, which training uses too."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one engine has to save, and its progress, JSON-ready."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+    def on_host(self) -> Snapshot:
+        """A copy that training cannot change. Copies to host memory; sharded tensors stay sharded."""
+        return Snapshot({name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}, self.progress)
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def written_whole(folder: Path, group: Group = None) -> Iterator[Path]:
     """A folder to write into that takes the place of ``folder`` once the block ends without an error.
 
     Collective: every rank enters and leaves; rank 0 makes, renames and deletes.
     """
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
     if dist.get_rank() == 0:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)  # killed between the two renames below: the last good one
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
+    dist.barrier(group)
     yield partial
-    dist.barrier()
+    dist.barrier(group)
     if dist.get_rank() == 0:
         if folder.exists():
             os.rename(folder, old)
         os.rename(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+    dist.barrier(group)
 
 
-def save(
-    folder: Path,
+def snapshot(
     weights: Mapping[str, DTensor],
     frozen: Mapping[str, DTensor],
     optimizer: torch.optim.Optimizer,
     progress: Mapping[str, Any],
-) -> None:
-    """Write trained weights with their moments, frozen weights, random state, and ``progress`` as JSON. Collective.
+) -> Snapshot:
+    """Trained weights with their moments, frozen weights, random state and ``progress``, as they are: no copy."""
+    tensors = _state(weights, frozen, optimizer)
+    tensors["rng"] = torch.get_rng_state()
+    taken = [int(state["step"]) for state in optimizer.state.values()]
+    return Snapshot(tensors, {**progress, "adam_steps": taken[0] if taken else 0})
 
-    To be called inside ``written_whole``.
-    """
-    state = _state(weights, frozen, optimizer)
-    state["rng"] = torch.get_rng_state()
-    taken = [int(group_state["step"]) for group_state in optimizer.state.values()]
-    record = {**progress, "adam_steps": taken[0] if taken else 0}
-    save_distributed(state, checkpoint_id=folder)
-    if dist.get_rank() == 0:
-        (folder / _PROGRESS).write_text(json.dumps(record, indent=1))
+
+def write(folder: Path, parts: Mapping[str, Snapshot], group: Group = None) -> None:
+    """Write each part to a folder of its name in ``folder``, which appears when whole. Collective."""
+    with written_whole(folder, group) as whole:
+        for name, part in parts.items():
+            save_distributed(dict(part.tensors), checkpoint_id=whole / name, process_group=group)
+            if dist.get_rank() == 0:
+                (whole / name / _PROGRESS).write_text(json.dumps(part.progress, indent=1))
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -98,7 +117,7 @@ def _state(
     state.update({f"frozen.{name}": parameter.detach() for name, parameter in frozen.items()})
     for name, parameter in weights.items():
         moments = optimizer.state.get(parameter, {})
-        state.update({f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moment in moments})
+        state.update({f"{moment}.{name}": moments[moment] for moment in MOMENTS if moment in moments})
     return state
 
 
@@ -106,5 +125,5 @@ def _fill_state(weights: Mapping[str, DTensor], optimizer: torch.optim.Optimizer
     """Give AdamW the state it would have after ``adam_steps``, with moments to be loaded into."""
     for parameter in weights.values():
         step = torch.tensor(float(adam_steps), device=parameter.device)
-        moments: dict[str, Tensor] = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+        moments: dict[str, Tensor] = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
         optimizer.state[parameter] = {"step": step, **moments}

@@ -97,6 +97,9 @@ class LearnerConfig:
     sequence_ranks: int = 1
     """Neighbouring ranks that compute one micro-batch together, each a slice of its tokens: for contexts too long for
     one GPU. The cap then holds for each of them. Must divide the number of attention heads."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lies in host memory instead of a GPU's: AdamW's moments but while a step is taken, or also weights and
+    gradients, gathered layer by layer for each pass (the step is then taken on the CPU). Results are the same."""
     max_logits_mib: int = 256
     """Bound on the logits held at once by the LM head, in MiB; above it, chunks are recomputed in the backward pass."""
     lora: LoraConfig | None = None

@@ -22,6 +22,7 @@ from verl.algorithms.value_loss import explained_variance, value_objective
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
 from verl.learner.adapter import saved_name
+from verl.learner.checkpoint import Snapshot
 from verl.learner.config import CriticConfig, LearnerConfig
 from verl.learner.distributed import Layout
 from verl.learner.engine import Engine
@@ -91,12 +92,12 @@ class Critic:
 
         return self._engine.step(samples, columns, objective)
 
-    def save(self, folder: Path) -> None:
-        """Write weights, optimizer and schedule. Collective; inside ``written_whole``."""
-        self._engine.save(folder, {}, {})
+    def snapshot(self) -> Snapshot:
+        """Weights, optimizer and schedule, to be saved."""
+        return self._engine.snapshot({}, {})
 
     def load(self, folder: Path) -> None:
-        """Continue where ``save`` was called. Collective."""
+        """Continue where ``snapshot`` was called. Collective."""
         self._engine.load(folder, {})
 
 

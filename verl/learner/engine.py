@@ -28,7 +28,14 @@ from verl.learner.distributed import Layout, reduce_over_ranks
 from verl.learner.flops import FlopsModel
 from verl.learner.guard import FiniteGuard
 from verl.learner.model import scoring
-from verl.learner.optimizer import global_grad_norm, learning_rate, make_optimizer, scale_gradients
+from verl.learner.optimizer import (
+    HOST,
+    global_grad_norm,
+    learning_rate,
+    make_optimizer,
+    move_moments,
+    scale_gradients,
+)
 from verl.trajectory import FloatArray
 
 Columns = Mapping[str, Sequence[FloatArray]]
@@ -94,7 +101,12 @@ class Engine:
             scale_gradients(self.weights.values(), self._optimizer_config.grad_clip / norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        offloaded = self._config.offload == "optimizer"
+        if offloaded:
+            move_moments(self._optimizer, self.device)
         self._optimizer.step()
+        if offloaded:
+            move_moments(self._optimizer, HOST)
 
     def evaluate(
         self, model: nn.Module, samples: Sequence[TrainingSample], score: Callable[[PackedBatch], Tensor]
@@ -123,8 +135,8 @@ class Engine:
 
     # -- checkpoints --
 
-    def save(self, folder: Path, phase: Mapping[str, Any], frozen: Mapping[str, DTensor]) -> None:
-        """Write trained weights, optimizer, schedule, random state and ``frozen``; ``phase`` is JSON-ready."""
+    def snapshot(self, phase: Mapping[str, Any], frozen: Mapping[str, DTensor]) -> checkpoint.Snapshot:
+        """Trained weights, optimizer, schedule, random state and ``frozen``, to be saved; ``phase`` is JSON-ready."""
         progress = {
             "step": self._step,
             "total_steps": self._total_steps,
@@ -132,14 +144,14 @@ class Engine:
             "optimizer": asdict(self._optimizer_config),
             **phase,
         }
-        checkpoint.save(folder, self.weights, frozen, self._optimizer, progress)
+        return checkpoint.snapshot(self.weights, frozen, self._optimizer, progress)
 
     def read(self, folder: Path) -> dict[str, Any]:
         """The ``phase`` that was saved there, and the engine's own progress."""
         return checkpoint.read_progress(folder)
 
     def load(self, folder: Path, frozen: Mapping[str, DTensor]) -> None:
-        """Continue where ``save`` was called, on any number of ranks; ``frozen`` weights are filled in place."""
+        """Continue where ``snapshot`` was called, on any number of ranks; ``frozen`` weights are filled in place."""
         progress = self.read(folder)
         self.begin_phase(build(OptimizerConfig, progress["optimizer"]), progress["total_steps"])
         self._step, self._guard.skipped = progress["step"], progress["skipped_steps"]

@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from verl.learner.adapter import adapter_layers, merged, saved_name
+from verl.learner.adapter import adapter_layers, merged, saved_name, whole_tensor
 from verl.learner.checkpoint import written_whole
 from verl.learner.model import PolicyModel
 
@@ -44,7 +44,7 @@ def gathered(model: PolicyModel, dtype: torch.dtype) -> Iterator[tuple[str, Tens
         layer = layers.get(saved.removesuffix(".weight"))
         weight = parameter.detach() if layer is not None else parameter.detach().to(dtype)
         assert isinstance(weight, DTensor)
-        whole = weight.full_tensor()
+        whole = whole_tensor(weight)
         yield saved, whole if layer is None else merged(layer, whole).detach().to(dtype)
 
 
@@ -57,15 +57,21 @@ def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def write_hf(folder: Path, source: Path, named: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Write a folder that ``from_pretrained`` and ``vllm serve`` load, with config and tokenizer of ``source``.
-
-    Collective; rank 0 holds the whole model in host memory while it writes.
-    """
+def collected(named: Iterable[tuple[str, Tensor]], *, copy: bool) -> dict[str, Tensor]:
+    """The whole model in host memory, on rank 0; empty elsewhere. Without ``copy`` it may share the model's memory."""
     first = dist.get_rank() == 0
-    state = {name: tensor.cpu() for name, tensor in named if first}
-    with written_whole(folder) as partial:
-        if not first:
+    return {name: tensor.to("cpu", copy=copy) for name, tensor in named if first}
+
+
+def write_hf(
+    folder: Path, source: Path, state: dict[str, Tensor], dtype: torch.dtype, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write ``collected`` weights as a folder that ``from_pretrained`` and ``vllm serve`` load; collective.
+
+    Config and tokenizer are those of ``source``.
+    """
+    with written_whole(folder, group) as partial:
+        if dist.get_rank() != 0:
             return
         save_torch_state_dict(state, partial, metadata={"format": "pt"})
         config = json.loads((source / "config.json").read_text())

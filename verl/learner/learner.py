@@ -24,9 +24,9 @@ from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
 from verl.config.build import build
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
-from verl.learner import export
+from verl.learner import checkpoint, export
 from verl.learner.adapter import saved_name
-from verl.learner.checkpoint import written_whole
+from verl.learner.background import BackgroundWriter
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.critic import Critic
 from verl.learner.distributed import make_layout
@@ -60,6 +60,7 @@ class Learner:
         self._has_reference = self._all_weights = self._base_moved = False
         self._base = {name: weight for name, weight in self.model.weights.items() if saved_name(name)}
         self._adapters = {name: weight for name, weight in self.model.weights.items() if not saved_name(name)}
+        self._writer = BackgroundWriter()
         self._make_critic = partial(Critic, self._model_path, config, layout, rejected_folder)
         self._critic: Critic | None = None
 
@@ -201,14 +202,26 @@ class Learner:
         """Hex digest of all weights in full precision. Collective; the same on every rank."""
         return export.hash_weights(self.named_weights(getattr(torch, self.config.parameter_dtype)))
 
-    def save_hf(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Export as a Hugging Face folder with the tokenizer of the model that was loaded. Collective."""
-        export.write_hf(Path(folder), self._model_path, self.named_weights(dtype), dtype)
+    def save_hf(self, folder: str | Path, dtype: torch.dtype = torch.float32, *, background: bool = False) -> None:
+        """Export as a Hugging Face folder with the tokenizer of the model that was loaded. Collective.
+
+        ``background`` is that of ``save_checkpoint``; rank 0 then holds a copy of the whole model until it is written.
+        """
+        state = export.collected(self.named_weights(dtype), copy=background)
+        if background:
+            self._writer.submit(lambda group: export.write_hf(Path(folder), self._model_path, state, dtype, group))
+        else:
+            export.write_hf(Path(folder), self._model_path, state, dtype)
 
     # -- checkpoints --
 
-    def save_checkpoint(self, folder: str | Path) -> None:
-        """Write weights, optimizer, schedule, random state, phase; ``folder`` appears when whole. Collective."""
+    def save_checkpoint(self, folder: str | Path, *, background: bool = False) -> None:
+        """Write weights, optimizer, schedule, random state, phase; ``folder`` appears when whole. Collective.
+
+        With ``background`` only a copy to host memory is made now; ``wait_saved`` says when it is written. What an
+        earlier save left to write is waited for first, so that no more than one copy exists.
+        """
+        self.wait_saved()
         phase = {
             "loss": asdict(self._current_loss()),
             "advantage": None if self._advantage is None else asdict(self._advantage),
@@ -216,10 +229,23 @@ class Learner:
             "all_weights": self._all_weights,
             "base_moved": self._base_moved,
         }
-        with written_whole(Path(folder)) as whole:
-            self._engine.save(whole / _POLICY, phase, self._frozen())
-            if self._critic is not None:
-                self._critic.save(whole / _CRITIC)
+        parts = {_POLICY: self._engine.snapshot(phase, self._frozen())}
+        if self._critic is not None:
+            parts[_CRITIC] = self._critic.snapshot()
+        if not background:
+            checkpoint.write(Path(folder), parts)
+            return
+        copies = {name: part.on_host() for name, part in parts.items()}
+        self._writer.submit(lambda group: checkpoint.write(Path(folder), copies, group))
+
+    @property
+    def saving(self) -> bool:
+        """Whether this rank still writes in the background."""
+        return self._writer.busy
+
+    def wait_saved(self) -> None:
+        """Return when all that was saved in the background is written. Raises what writing raised. Every rank calls."""
+        self._writer.wait()
 
     def load_checkpoint(self, folder: str | Path) -> None:
         """Continue exactly where ``save_checkpoint`` was called, on any number of ranks. Collective."""

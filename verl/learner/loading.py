@@ -15,7 +15,7 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -102,15 +102,20 @@ def _shard(model: PackedModel, config: LearnerConfig, layout: Layout) -> None:
     parameter_dtype = getattr(torch, config.parameter_dtype)
     precision = MixedPrecisionPolicy(param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=parameter_dtype)
     reshard = layout.mesh.size() > 1
+    whole = config.offload == "all"
+    offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda") if whole else OffloadPolicy()
     for module in (*model.lm.base_model.layers, model):
-        fully_shard(module, mesh=layout.mesh, mp_policy=precision, reshard_after_forward=reshard)
+        fully_shard(
+            module, mesh=layout.mesh, mp_policy=precision, reshard_after_forward=reshard, offload_policy=offload
+        )
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.to_empty(device=layout.device)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    model.to_empty(device="cpu" if whole else layout.device)
+    for name, buffer in buffers.items():  # needed where is computed, whatever becomes of the weights
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, buffer.to(layout.device))
     for name, parameter in model.lm.named_parameters(remove_duplicate=True):
         assert isinstance(parameter, DTensor)
         model.weights[name] = parameter

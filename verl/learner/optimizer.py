@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from verl.learner.config import OptimizerConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+HOST = torch.device("cpu")
+
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step`` (from 0) of a phase of ``total_steps``.
@@ -35,12 +38,22 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[DTensor]) -> to
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
+def move_moments(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Bring AdamW's running means and squares to ``device``: on a GPU for a step only, if they are offloaded."""
+    for state in optimizer.state.values():
+        for name in MOMENTS:
+            state[name] = state[name].to(device, non_blocking=True)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a copy to host memory must have ended before the host's side is read
+
+
 def global_grad_norm(parameters: Iterable[DTensor]) -> Tensor:
     """2-norm of the whole gradient, a float64 scalar equal on every rank; one collective."""
     grads = [p.grad for p in parameters if isinstance(p.grad, DTensor)]
     norms = torch.stack(torch._foreach_norm([grad.to_local() for grad in grads])).to(torch.float64)
     total = norms.square().sum()
     mesh = grads[0].device_mesh
+    total = total.to(mesh.device_type)  # gradients may lie in host memory
     dist.all_reduce(total, group=mesh.get_group(mesh.ndim - 1))  # over one copy; further copies have the same
     return total.sqrt()
 

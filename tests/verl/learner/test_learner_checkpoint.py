@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from verl.algorithms.config import LossConfig
 from verl.data.samples import TrainingSample
 from verl.errors import UserError
+from verl.learner import checkpoint
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
 
@@ -119,3 +122,64 @@ def test_a_warm_up_of_all_weights_stays_under_the_adapters_and_in_the_checkpoint
     resumed.load_checkpoint(tmp_path / "saved")
     assert resumed.weights_hash() == learner.weights_hash()
     assert resumed.update(make_samples(5, seed=3)) == learner.update(make_samples(5, seed=3))
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    learner.update(make_samples(4, seed=1))
+    before = learner.weights_hash()
+    may_write, write = threading.Event(), checkpoint.save_distributed
+
+    def held_back(*args: Any, **kwargs: Any) -> Any:
+        assert may_write.wait(60)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_distributed", held_back)
+    learner.save_checkpoint(tmp_path / "saved", background=True)
+    learner.save_hf(tmp_path / "hf", background=True)
+    after = learner.update(make_samples(4, seed=2))
+    assert learner.saving
+    assert not (tmp_path / "saved").exists()  # what a kill would leave now: nothing that looks whole
+    may_write.set()
+    learner.wait_saved()
+    assert not learner.saving
+    resumed = Learner(model_folder, LearnerConfig(), seed=1)
+    resumed.load_checkpoint(tmp_path / "saved")
+    assert resumed.weights_hash() == before == Learner(tmp_path / "hf", LearnerConfig(), seed=2).weights_hash()
+    assert resumed.update(make_samples(4, seed=2)) == after
+
+
+def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_last_good_one(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.save_checkpoint(tmp_path / "saved")
+    good = learner.weights_hash()
+    learner.update(make_samples(4))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_distributed", full)
+    learner.save_checkpoint(tmp_path / "saved", background=True)
+    with pytest.raises(OSError, match="no space left"):
+        learner.wait_saved()
+    monkeypatch.undo()
+    learner.load_checkpoint(tmp_path / "saved")
+    assert learner.weights_hash() == good
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.save_checkpoint(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / ".saved.old")
+    with pytest.raises(OSError, match="torn"), checkpoint.written_whole(tmp_path / "saved"):
+        raise OSError("torn")
+    learner.load_checkpoint(tmp_path / "saved")
