@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     """The configuration to evaluate under: a run's own where the model is a run, else the recipe's, with overrides."""
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
-    others = [argument for argument in arguments if not argument.startswith("model=")]
+    others = _only_test([argument for argument in arguments if not argument.startswith("model=")])
     model = named[-1] if named else str(newest_run())
     run = Path(model)
     if not (run / "config.yaml").exists():
@@ -59,6 +59,15 @@ def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     if not best.exists():
         raise UserError(f"model={model}: the run has no checkpoint that was chosen on dev yet")
     return replace(build(RunConfig, override_run(run / "config.yaml", others)), model=str(best))
+
+
+def _only_test(overrides: list[str]) -> list[str]:
+    """``data=files data.test=FILE`` is enough here: training and dev files are not read."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    if given.get("data") == "files" and "data.test" in given:
+        others = [key for key in ("data.train", "data.dev") if key not in given]
+        return [*overrides, *(f"{key}={given['data.test']}" for key in others)]
+    return overrides
 
 
 def newest_run() -> Path:

@@ -45,6 +45,14 @@ def test_words_on_the_command_line_override_keys_and_whole_groups(run: Path) -> 
     assert config.seed == 5
 
 
+@pytest.mark.parametrize("model", ["some-owner/some-model", None])
+def test_a_file_of_ones_own_is_enough_to_be_evaluated_on(run: Path, model: str | None) -> None:
+    config = evaluated_config([f"model={model or run}", "data=files", "data.test=c.jsonl", "data.dev=d.jsonl"])
+    assert (config.data.config.test, config.data.config.dev) == ("c.jsonl", "d.jsonl")
+    with pytest.raises(UserError, match=r"data\.test: missing"):
+        evaluated_config([f"model={model or run}", "data=files"])
+
+
 def test_a_key_that_does_not_exist_is_named(run: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.test_task: no such key; did you mean evaluation\.test_tasks"):
         evaluated_config([f"model={run}", "evaluation.test_task=7"])
