@@ -1,13 +1,15 @@
 """``bash cmd/train.sh -m reward=em,f1 seed=1,2,3``: every combination as a run of its own, then one table.
 
 The grid's folder is a function of its command, and each run's of its swept keys: the same command goes on where a grid
-was broken off, and finished runs are not made again. A run that fails is reported and does not stop the others.
+was broken off, and finished runs are not made again. A run that fails is reported and does not stop the others; a grid
+that is killed takes its runs with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from search_agent.command import NOT_RESULTS, load_config, results_config
 from search_agent.config import RunConfig
 from search_agent.plan import gpus_needed
 from search_agent.preflight import find_faults
+from verl.cluster.processes import parent_variable
 from verl.config.compose import expand_grid, to_yaml
 from verl.errors import UserError
 
@@ -168,7 +171,7 @@ def _capacity(config: RunConfig) -> int:
 
 
 def _train(member: Member) -> int:
-    return subprocess.run(_command(member), check=False).returncode
+    return subprocess.run(_command(member), check=False, env=_environment()).returncode
 
 
 def _train_apart(member: Member) -> int:
@@ -176,7 +179,14 @@ def _train_apart(member: Member) -> int:
     output = member.folder.with_name(f"{member.folder.name}.out")
     print(f"{' '.join(member.swept)}: output in {output}", flush=True)
     with output.open("ab") as stream:
-        return subprocess.run(_command(member), check=False, stdout=stream, stderr=subprocess.STDOUT).returncode
+        return subprocess.run(
+            _command(member), check=False, env=_environment(), stdout=stream, stderr=subprocess.STDOUT
+        ).returncode
+
+
+def _environment() -> dict[str, str]:
+    """A run of a grid ends with the grid: nobody else would look at it, and the same command could not go on."""
+    return {**os.environ, **parent_variable()}
 
 
 def _command(member: Member) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_agent.command import load_config, results_config, run_command, run_path
 from search_agent.config import RunConfig
+from verl.cluster.processes import end_with_parent
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml
 
@@ -23,6 +24,7 @@ _PROBES = ("Question: who", "<think> the", "Question: where was", "<search> a")
 
 def main(arguments: Sequence[str]) -> int:
     """Train, or resume, or print the table of a run that is finished; with ``-m``, a grid of runs."""
+    end_with_parent()
     if "-m" in arguments:
         from search_agent.grid import run_grid
 
@@ -46,6 +48,10 @@ def main(arguments: Sequence[str]) -> int:
             inputs = read_inputs(config)  # a mistake in them is answered before Ray and torch are imported
             summary = asyncio.run(train(config, inputs, folder, guardian.scratch.resolve()))
             folder.write_json("summary.json", summary)
+        except Exception as error:
+            if (explained := folder.explain(error)) is not None:
+                raise explained from error
+            raise
         finally:
             guardian.close()
     print_report(folder, config)
@@ -71,7 +77,11 @@ def open_folder(config: RunConfig, path: Path) -> RunFolder:
 
     if path.exists():
         reap_orphans(path)
-    return RunFolder.open(path, to_yaml(results_config(config)), fresh=config.fresh)
+    folder = RunFolder.open(path, to_yaml(results_config(config)), fresh=config.fresh)
+    if not (path / "summary.json").exists():
+        for fault in folder.set_damaged_aside():
+            print(f"warning: {fault}", file=sys.stderr)
+    return folder
 
 
 async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: Path) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import signal
 import socket
 from collections import deque
 from pathlib import Path
 
 from verl.errors import UserError
+
+_PARENT = "SLEUTH_END_WITH"
+_PR_SET_PDEATHSIG = 1
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -29,6 +34,23 @@ def thread_environment(threads: int) -> dict[str, str]:
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
     }
+
+
+def parent_variable() -> dict[str, str]:
+    """What a child that is to end with this process gets in its environment; it calls ``end_with_parent``."""
+    return {_PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process (SIGTERM) when the one that started it ends, in whatever way, if that asked so.
+
+    To be called before threads and children are started; children of this process are not concerned.
+    """
+    parent = os.environ.pop(_PARENT, None)
+    if parent is not None:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it ended before we asked
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def available_cores() -> int:

@@ -7,6 +7,7 @@ all; real threads are set per process. What does not fit is an error that names 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -153,7 +154,7 @@ def first_cause(error: Exception, what: str, logs: Sequence[Path]) -> Exception:
 
     where = f" (log: {', '.join(str(log) for log in logs)})" if logs else ""
     if logs and isinstance(error, RayError):
-        with open(logs[0], "a") as log:
+        with contextlib.suppress(OSError), open(logs[0], "a") as log:  # a full disk must not hide the cause
             log.write(f"{error}\n")  # the traceback of the other process, which it did not print itself
     if isinstance(error, RayTaskError):
         cause = error.cause

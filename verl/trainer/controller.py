@@ -253,8 +253,12 @@ class Controller:
         loop = self._folder.read_json(str(checkpoints[-1].relative_to(self._folder.path) / "loop.json"))
         assert loop is not None
         self.state = LoopState.from_json(loop)
-        for name, best in self.state.best.items():
-            self._folder.link(name, self._folder.checkpoint(self._settings.warmup.steps + best.step))
+        for name, best in list(self.state.best.items()):
+            checkpoint = self._folder.checkpoint(self._settings.warmup.steps + best.step)
+            if (checkpoint / "hf").is_dir():
+                self._folder.link(name, checkpoint)
+            else:  # a newer best had taken its place, in a checkpoint that was damaged since
+                del self.state.best[name]
         if self.state.phase == "train":
             await self._begin_reinforcement()
             await self._learners.load(checkpoints[-1])

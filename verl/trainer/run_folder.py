@@ -4,6 +4,7 @@
     trajectories/<stage>_<step>.jsonl.gz
     trained.jsonl                    which groups each step took, and how old their tokens were
     checkpoints/step_<n>/            written under another name, then renamed: a folder of this name is complete
+        files.json                   sizes and checksums: a damaged checkpoint is not loaded
         loop.json                    where the loop stands (step, buffer, best so far, seconds)
         learner/                     weights, optimizer, random states (torch DCP)
         hf/                          the same weights for transformers and vLLM, where dev was evaluated
@@ -14,6 +15,7 @@ A run is finished when ``summary.json`` exists.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -24,10 +26,13 @@ from typing import Any
 
 import orjson
 
-from verl.errors import UserError
+from verl.errors import InfrastructureError, UserError
+from verl.trainer.integrity import SEAL, find_damage, make_seal
 from verl.trajectory import Trajectory
 
 _TEMPORARY = ".writing"
+FULL_BYTES = 16 << 20
+"""Below this a disk counts as full: an error then is most likely its consequence, whatever it calls itself."""
 
 
 class RunFolder:
@@ -107,6 +112,7 @@ class RunFolder:
     def commit_checkpoint(self, path: Path, loop: dict[str, Any]) -> Path:
         """Add the loop's state, make all of it durable, and give it its final name."""
         write_atomically(path / "loop.json", json.dumps(loop, indent=1) + "\n")
+        write_atomically(path / SEAL, make_seal(path))
         for file in path.rglob("*"):
             if file.is_file():
                 _sync(file)
@@ -119,6 +125,37 @@ class RunFolder:
     def resumable(self) -> list[Path]:
         """Checkpoints that training can go on from, oldest first."""
         return [path for path in self._steps() if (path / "learner").is_dir()]
+
+    def set_damaged_aside(self) -> list[str]:
+        """Rename damaged checkpoints until the newest one is whole; says of each what is wrong and what follows.
+
+        Raises UserError if there are checkpoints and none is whole: a start from nothing is the user's to decide.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for path in reversed(self.resumable()):
+            fault = find_damage(path)
+            if fault is None:
+                for broken, _ in damaged:
+                    broken.rename(broken.with_name(f"damaged_{broken.name}"))
+                return [f"checkpoint {broken} is damaged ({why}): going on from {path.name}" for broken, why in damaged]
+            damaged.append((path, fault))
+        if damaged:
+            told = "; ".join(f"{path.name}: {why}" for path, why in damaged)
+            raise UserError(
+                f"run_dir={self.path}: no checkpoint is whole ({told}): put back a copy of one, or write fresh=true "
+                "to start anew"
+            )
+        return []
+
+    def explain(self, error: Exception) -> InfrastructureError | None:
+        """What a failure to write means where the disk of this folder is full; None for any other failure."""
+        free = shutil.disk_usage(self.path).free
+        if not _is_out_of_space(error) and (free >= FULL_BYTES or isinstance(error, UserError)):
+            return None
+        return InfrastructureError(
+            f"run_dir={self.path}: its disk is full ({free >> 20} MiB free): free some, and run the same command to go "
+            "on from the last checkpoint"
+        )
 
     def link(self, name: str, checkpoint: Path) -> None:
         """Point ``best_dev`` or ``best_reward`` at a checkpoint's Hugging Face folder."""
@@ -140,7 +177,7 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def _steps(self) -> list[Path]:
-        return sorted(p for p in self.checkpoints.iterdir() if p.is_dir() and not p.name.endswith(_TEMPORARY))
+        return sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.name.endswith(_TEMPORARY))
 
     # -- trajectories --
 
@@ -182,6 +219,12 @@ def _json_line(record: dict[str, Any]) -> bytes:
         return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a lone surrogate in a passage: standard JSON escapes it
         return json.dumps(record).encode() + b"\n"
+
+
+def _is_out_of_space(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_out_of_space, error.exceptions))
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +18,10 @@ def make(path: Path, config: str = "a: 1\n", *, fresh: bool = False) -> RunFolde
     return RunFolder.open(path, config, fresh=fresh)
 
 
-def checkpoint(folder: RunFolder, step: int, *, hugging_face: bool = True) -> Path:
+def checkpoint(folder: RunFolder, step: int, *, hugging_face: bool = True, shard: bytes = b"") -> Path:
     path = folder.begin_checkpoint(step)
     (path / "learner").mkdir()
+    (path / "learner" / "shard").write_bytes(shard)
     if hugging_face:
         (path / "hf").mkdir()
         (path / "hf" / "config.json").write_text("{}")
@@ -66,6 +71,59 @@ def test_a_checkpoint_that_was_not_committed_is_not_resumed_from(tmp_path: Path)
     again = make(tmp_path / "run")
     assert [path.name for path in again.resumable()] == ["step_000010"]
     assert [path.name for path in again.checkpoints.iterdir()] == ["step_000010"], "the leftover is cleared"
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (shorten, r"learner/shard has 999 bytes, 1,000 were written"),
+        (flip_a_bit, "the content of learner/shard has changed"),
+        (Path.unlink, "learner/shard is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    damage: Callable[[Path], None], why: str, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "run")
+    for step in (10, 20, 30):
+        checkpoint(folder, step, shard=bytes(1000))
+    for step in (20, 30):
+        damage(folder.checkpoint(step) / "learner" / "shard")
+    told = folder.set_damaged_aside()
+    assert [path.name for path in folder.resumable()] == ["step_000010"]
+    assert len(told) == 2
+    assert all(re.search(f"damaged .{why}.*: going on from step_000010", line) for line in told)
+    assert folder.set_damaged_aside() == []
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched_and_the_user_decides(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    checkpoint(folder, 10, shard=bytes(1000))
+    (folder.checkpoint(10) / "loop.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(step_000010: loop.json has 2 bytes.*fresh=true"):
+        folder.set_damaged_aside()
+    assert [path.name for path in folder.resumable()] == ["step_000010"]
+
+
+def test_a_full_disk_is_told_as_one_however_it_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "run")
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    for error in (no_space, ExceptionGroup("in a task", [ValueError("x"), ExceptionGroup("deeper", [no_space])])):
+        assert "its disk is full" in str(folder.explain(error))
+    assert folder.explain(OSError(errno.EACCES, "no")) is None
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    assert "1 MiB free" in str(folder.explain(RuntimeError("PytorchStreamWriter failed")))
+    assert folder.explain(UserError("a wrong key")) is None
 
 
 def test_retention_keeps_the_newest_and_the_weights_of_the_best(tmp_path: Path) -> None:
