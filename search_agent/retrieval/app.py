@@ -33,8 +33,8 @@ RETRY_AFTER = [(b"retry-after", b"1")]
 CORPUS_HEADER = b"x-sleuth-corpus"
 """Carries the fingerprint of what is served with every reply: a client notices a server that came back with another."""
 JSON = b"application/json"
-OPEN_ROUTES = ("/health", "/ready")
-"""Answered without a token: they say nothing about the corpus."""
+OPEN_ROUTES = ("/health", "/ready", "/")
+"""Answered without a token: they say nothing about the corpus. The page asks its reader for the token."""
 
 
 class App:

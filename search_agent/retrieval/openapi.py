@@ -46,7 +46,7 @@ def document() -> Json:
             "/info": {"get": _get("What is served: corpus, engine, settings, fingerprint", also=(401, 503))},
             "/metrics": {"get": _get("Counters for Prometheus", "text/plain", also=(401,))},
             "/openapi.json": {"get": _get("This document", also=(401,))},
-            "/": {"get": _get("A search page", "text/html", also=(401,))},
+            "/": {"get": _get("A search page", "text/html")},
         },
     }
 
