@@ -11,6 +11,7 @@ from search_agent.environment import build as build_environment
 from search_agent.retrieval.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.rewards.checked import name_scoring, score_here
+from search_agent.rewards.evidence import evidence_gains
 from search_agent.rewards.parts import measure
 from search_agent.rewards.pool import RewardPool
 from verl.config.build import Plugin
@@ -76,7 +77,7 @@ class SearchAgent:
         else:
             score = score_here(self._reward, name_scoring(self._plugin, task, trajectory), task, trajectory)
         measured = {} if "em" in score.parts else measure(task, self._protocol.read(trajectory))
-        return Score(score.reward, {**measured, **score.parts})
+        return Score(score.reward, {**measured, **score.parts}, evidence_gains(task, trajectory))
 
     def stats(self) -> dict[str, float]:
         """The clients' counters, added up."""

@@ -83,20 +83,33 @@ class RunConfig:
             )
         self._check_algorithm()
 
+    @property
+    def max_policy_tokens(self) -> int:
+        """The most tokens that an episode may generate: all its turns, the last one too, within the context."""
+        turns = (self.environment.max_turns + 1) * self.environment.max_tokens_per_turn
+        return min(turns, self.rollout.engine.max_context_tokens)
+
     def _check_algorithm(self) -> None:
         """Refuse what would give no signal, or needs what the loop does not have."""
         trainer = self.trainer
         if self.warmup.all_weights and self.learner.lora is None:
             raise UserError("warmup.all_weights=true says something beside learner.lora only: write false")
-        if trainer.advantage.needs_greedy:
+        name, limit = trainer.advantage.name, self.max_policy_tokens
+        dropping = "dynamic_sampling.enabled" if trainer.dynamic_sampling.enabled else "drop_uniform_groups"
+        if trainer.drops_uniform and name in ("gae", "remax"):
             raise UserError(
-                f"trainer.advantage.name={trainer.advantage.name} needs a greedy episode of each task, which the "
-                "training loop does not have yet: write another one, such as grpo or rloo"
+                f"trainer.{dropping}=true: with trainer.advantage.name={name} a group whose rewards are all equal has "
+                "something to say; write false"
             )
-        if trainer.drop_uniform_groups and trainer.advantage.name in ("gae", "remax"):
+        if trainer.turn_credit.coefficient and trainer.advantage.needs_critic:
             raise UserError(
-                f"trainer.drop_uniform_groups=true: with trainer.advantage.name={trainer.advantage.name} a group whose "
-                "rewards are all equal has something to say; write false"
+                "trainer.turn_credit.coefficient above 0 compares the samples of a task, and "
+                f"trainer.advantage.name={name} has a critic instead: write 0, or another advantage"
+            )
+        if trainer.overlong.buffer_tokens > limit:
+            raise UserError(
+                f"trainer.overlong.buffer_tokens={trainer.overlong.buffer_tokens} is above the {limit} tokens that an "
+                "episode may generate (environment.max_turns + 1 turns of environment.max_tokens_per_turn): lower it"
             )
         try:
             trainer.advantage.check_group_size(trainer.samples_per_prompt)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search_agent.config import RunConfig
+from search_agent.rewards.evidence import EVIDENCE
 from search_agent.source import Source
 from search_agent.traces import load_traces
 from verl.data.tasks import Task
@@ -36,11 +38,23 @@ def read_inputs(config: RunConfig) -> Inputs:
     """Read all of it. Raises UserError with all faults of a file; a model is downloaded last, and only once."""
     source = find_source(config)
     train, dev, test = source.train.load(), source.dev.load(), source.test.load()
+    if config.trainer.turn_credit.coefficient:
+        check_evidence(train)
     model = model_path(config, source)
     traces = []
     if config.warmup.steps:
         traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
     return Inputs(source, model, train, dev, test, traces)
+
+
+def check_evidence(tasks: Sequence[Task]) -> None:
+    """Raises UserError unless every task says which passages hold its evidence: turn credit pays for finding them."""
+    lacking = [task.id for task in tasks if not task.metadata.get(EVIDENCE)]
+    if lacking:
+        raise UserError(
+            f"trainer.turn_credit.coefficient is above 0 and {len(lacking)} of {len(tasks)} training tasks have no "
+            f"metadata.{EVIDENCE} (task {lacking[0]} first): add them, or write 0"
+        )
 
 
 def find_source(config: RunConfig) -> Source:

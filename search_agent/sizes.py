@@ -22,7 +22,8 @@ def learner_gib(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     held, computed = _BYTES[learner.parameter_dtype], _BYTES[learner.compute_dtype]
     adapters = None if config.warmup.all_weights and config.warmup.steps else learner.lora
     trained = shape.parameters if adapters is None else _adapter_parameters(adapters, shape)
-    has_copy = learner.lora is None and config.trainer.loss.needs_reference
+    needs_reference = config.trainer.loss.needs_reference or config.trainer.kl_reward.coefficient > 0
+    has_copy = learner.lora is None and needs_reference
     parts = {
         "weights": shape.parameters * held / ranks,
         "gradients": trained * held / ranks,

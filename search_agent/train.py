@@ -101,6 +101,7 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
         evaluation=config.evaluation,
         sampling=config.rollout.sampling,
         updates_per_batch=config.learner.updates_per_batch,
+        max_policy_tokens=config.max_policy_tokens,
     )
     tracker = make_tracker(  # before the processes: a log-in that fails must not cost their start
         folder.path,

@@ -100,6 +100,8 @@ class Trajectory:
     """The scalar that ASSIGN uses; None until scored."""
     reward_parts: dict[str, float] = field(default_factory=dict)
     """Named pieces of the reward and of its metrics (``em``, ``f1``, ``format_valid``, ``searches``)."""
+    turn_gains: tuple[float, ...] | None = None
+    """What each turn brought by itself, one number a turn; None where that is not known."""
 
     # -- writing --
 
@@ -215,7 +217,8 @@ class Trajectory:
             )
             for row in record["segments"]
         ]
-        return cls(**{**record, "segments": segments})
+        gains = record.get("turn_gains")
+        return cls(**{**record, "segments": segments, "turn_gains": None if gains is None else tuple(gains)})
 
     # -- between processes --
 

@@ -59,6 +59,19 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         (["rollout.engine.max_context_tokens=9000"], "rollout.engine.max_context_tokens is 9000, above learner."),
         (["trainer.max_staleness=1", "rollout.top_p=0.9"], "trainer.max_staleness=1 with rollout.top_p=0.9:"),
         (["trainer.advantage.name=gae"], "trainer.drop_uniform_groups=true: with trainer.advantage.name=gae"),
+        (
+            [
+                "trainer.advantage.name=remax",
+                "trainer.drop_uniform_groups=false",
+                "trainer.dynamic_sampling.enabled=true",
+            ],
+            "trainer.dynamic_sampling.enabled=true: with trainer.advantage.name=remax",
+        ),
+        (
+            ["trainer.advantage.name=gae", "trainer.drop_uniform_groups=false", "trainer.turn_credit.coefficient=0.5"],
+            "trainer.turn_credit.coefficient above 0 compares the samples of a task",
+        ),
+        (["trainer.overlong.buffer_tokens=257"], "trainer.overlong.buffer_tokens=257 is above the 256 tokens"),
         (["warmup.all_weights=true"], "warmup.all_weights=true says something beside learner.lora only"),
         (["trainer.stepz=3"], "trainer.stepz: no such key; did you mean trainer.steps?"),
         (["reward=f2"], "reward=f2: no such preset; did you mean f1?"),

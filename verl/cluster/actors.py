@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from verl.algorithms.config import AdvantageConfig, LossConfig
+    from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import LearnerConfig, OptimizerConfig
     from verl.rollout.engine_config import EngineConfig
     from verl.rollout.worker import AgentFactory
     from verl.sync.update import WeightUpdate
+    from verl.trajectory import FloatArray
 
 
 def log_to(path: Path) -> None:
@@ -97,6 +98,12 @@ class LearnerActor:
                 import torch
 
                 torch.cuda.empty_cache()  # what torch keeps for its next step would lack the engine beside it
+
+    def reference_kl(
+        self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
+    ) -> list[FloatArray]:
+        """See ``Learner.reference_kl``."""
+        return self._learner.reference_kl(samples, temperature, estimator)
 
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
         """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them."""

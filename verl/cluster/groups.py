@@ -13,10 +13,11 @@ from verl.cluster.ray_runtime import first_cause
 from verl.cluster.watchdog import Stall
 
 if TYPE_CHECKING:
-    from verl.algorithms.config import AdvantageConfig, LossConfig
+    from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import OptimizerConfig
     from verl.sync.update import WeightUpdate
+    from verl.trajectory import FloatArray
 
 Probe = list[tuple[int, float, float]]
 
@@ -62,6 +63,14 @@ class LearnerGroup:
         import ray
 
         return await self._all("update", ray.put(list(samples)), temperature)
+
+    async def reference_kl(
+        self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
+    ) -> list[FloatArray]:
+        """KL to the phase's reference of each token of each sample."""
+        import ray
+
+        return await self._all("reference_kl", ray.put(list(samples)), temperature, estimator)
 
     async def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate:
         """Write this version of the weights where the engines can map it."""

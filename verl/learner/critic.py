@@ -1,7 +1,7 @@
 """The critic of PPO: a value model with an optimizer of its own, and the token advantages made from its values.
 
-A sample that is trained with a critic carries its reward where others carry their advantage: the ``advantages`` of its
-policy tokens are its reward, and are replaced here.
+A sample that is trained with a critic carries rewards where others carry their advantage: the ``advantages`` of its
+policy tokens are the rewards of those tokens (most often of the last one alone), and are replaced here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.token_credit import gae_advantages, rewards_at_end
+from verl.algorithms.token_credit import gae_advantages
 from verl.algorithms.tokens import Totals
 from verl.algorithms.value_loss import explained_variance, value_objective
 from verl.data.batch import PackedBatch
@@ -57,16 +57,13 @@ class Critic:
     def advantages(
         self, samples: Sequence[TrainingSample], config: AdvantageConfig
     ) -> tuple[list[TrainingSample], dict[str, list[FloatArray]], float]:
-        """Samples with token advantages, the columns ``update`` needs, and the share of variance that values explain.
-
-        The reward of a sample stands on its last policy token.
-        """
+        """Samples with token advantages, the columns ``update`` needs, and the share of variance the values explain."""
         values = self._engine.evaluate(self._model, samples, self._model)
         masks = [sample.policy_mask for sample in samples]
         flat = torch.as_tensor(np.concatenate([v[m] for v, m in zip(values, masks, strict=True)]), dtype=torch.float64)
         sequence = torch.as_tensor(np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks]))
-        rewards = torch.tensor([s.advantages[s.policy_mask][-1] for s in samples], dtype=torch.float64)
-        advantages, returns = gae_advantages(rewards_at_end(rewards, sequence), flat, sequence, config)
+        rewards = np.concatenate([sample.advantages[mask] for sample, mask in zip(samples, masks, strict=True)])
+        advantages, returns = gae_advantages(torch.as_tensor(rewards, dtype=torch.float64), flat, sequence, config)
         credited = [
             replace(sample, advantages=column)
             for sample, column in zip(samples, _columns(advantages, masks), strict=True)

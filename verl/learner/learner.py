@@ -8,7 +8,7 @@ train on, when to stop and where to save is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from verl.algorithms.config import AdvantageConfig, LossConfig
+from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
+from verl.algorithms.kl import kl_estimate
 from verl.algorithms.metrics import summarize
 from verl.algorithms.objective import policy_objective
+from verl.algorithms.sequence_losses import kto_kl_point
 from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
 from verl.config.build import build
 from verl.data.batch import PackedBatch
@@ -124,7 +126,7 @@ class Learner:
         if self._critic is not None and self._advantage is not None:
             samples, targets, explained = self._critic.advantages(samples, self._advantage)
             extra = {**self._critic.update(samples, targets), "critic_explained_variance": explained}
-        columns = {"old": self.logprobs(samples, temperature)} if count > 1 else {}
+        columns = {"old": self.logprobs(samples, temperature)} if count > 1 or loss.name == "kto" else {}
         if loss.needs_reference:
             columns["reference"] = self.logprobs(samples, temperature, reference=True)
         recorded = any(sample.rollout_logprobs.any() for sample in samples)
@@ -144,6 +146,14 @@ class Learner:
         with self._reference.active(reference) as model:
             return self._engine.evaluate(model, samples, lambda batch: model(batch, temperature, False)[0])
 
+    def reference_kl(
+        self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
+    ) -> list[FloatArray]:
+        """KL(policy || reference) of each policy token by ``estimator``: ``[tokens]`` a sample, 0 off the mask."""
+        policy, reference = (self.logprobs(samples, temperature, reference=flag) for flag in (False, True))
+        pairs = zip(policy, reference, strict=True)
+        return [kl_estimate(torch.as_tensor(p), torch.as_tensor(r), estimator).numpy() for p, r in pairs]
+
     def training_flops(self, samples: Sequence[TrainingSample]) -> float:
         """Formula FLOPs of forward and backward of ``samples`` on all ranks together, recomputation not counted."""
         return sum(map(self._flops.cost, samples))
@@ -157,6 +167,8 @@ class Learner:
         """
         loss = self._current_loss()
         totals = Totals.count([sample.num_policy_tokens for sample in samples])
+        if loss.name == "kto":
+            totals = replace(totals, kl_point=_kl_point(samples, columns))
 
         def objective(batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
             tokens = self._policy_tokens(batch, loss, temperature, recorded)
@@ -263,3 +275,14 @@ class Learner:
         under adapters that an earlier phase has moved."""
         base = self._base if self._base_moved and not self._all_weights else {}
         return {**self._reference.weights(), **base}
+
+
+def _kl_point(samples: Sequence[TrainingSample], columns: Columns) -> float:
+    """KTO's reference point of a step, from the log-probs at the start of its batch."""
+    masks = [sample.policy_mask for sample in samples]
+    old, reference = (
+        torch.as_tensor(np.concatenate([row[mask] for row, mask in zip(columns[name], masks, strict=True)]))
+        for name in ("old", "reference")
+    )
+    sequence = torch.as_tensor(np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks]))
+    return kto_kl_point(old, reference, sequence)

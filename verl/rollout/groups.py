@@ -23,6 +23,8 @@ class GroupRequest:
     """What the episodes are for (``train``, ``dev-greedy``); with ``step`` it enters every seed."""
     step: int
     sampling: Sampling
+    greedy: bool = False
+    """Whether to play one greedy episode of the task besides, whose reward is a baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,13 @@ class Group:
     number: int
     task: Task
     trajectories: list[Trajectory] = field(default_factory=list)
+    greedy: Trajectory | None = None
+    """The greedy episode where one was asked for; it is never trained on."""
+
+    @property
+    def played(self) -> list[Trajectory]:
+        """Every episode, the greedy one last: what is counted and written down."""
+        return self.trajectories if self.greedy is None else [*self.trajectories, self.greedy]
 
     @property
     def usable(self) -> list[Trajectory]:

@@ -108,6 +108,9 @@ class Score:
     reward: float
     parts: dict[str, float] = field(default_factory=dict)
     """Named numbers for the records and metrics, averaged over a batch."""
+    turn_gains: tuple[float, ...] | None = None
+    """What each turn brought by itself (for search: the share of the evidence that it newly found); None where the
+    task does not let that be measured."""
 
 
 class RewardFunction(Protocol):

@@ -22,6 +22,9 @@ AgentFactory = Callable[[Any], Agent]
 """Makes the agent from the model's tokenizer, inside the worker's process."""
 
 
+GREEDY = Sampling(temperature=0.0)
+
+
 class RolloutWorker:
     """Plays groups with the newest weights it was given."""
 
@@ -55,13 +58,22 @@ class RolloutWorker:
 
         Raises EngineDiedError if the engine died meanwhile: the requests can be played again on another worker.
         """
-        total = sum(request.samples for request in requests)
+        total = sum(request.samples + request.greedy for request in requests)
         admission = OrderedAdmission(self._engine, total) if self._deterministic else None
-        episodes = [self._play(request, sample, admission) for request in requests for sample in range(request.samples)]
+        episodes = [
+            self._play(request, sample, admission)
+            for request in requests
+            for sample in range(request.samples + request.greedy)
+        ]
         trajectories = iter(await asyncio.gather(*episodes))
         self._engine.check()
         return [
-            Group(request.number, request.task, [next(trajectories) for _ in range(request.samples)])
+            Group(
+                request.number,
+                request.task,
+                [next(trajectories) for _ in range(request.samples)],
+                next(trajectories) if request.greedy else None,
+            )
             for request in requests
         ]
 
@@ -97,13 +109,14 @@ class RolloutWorker:
         await self._engine.close()
 
     async def _play(self, request: GroupRequest, sample: int, admission: OrderedAdmission | None) -> Trajectory:
+        sampling = GREEDY if sample == request.samples else request.sampling
         key = EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample)
         environment = self._agent.environment(request.task, request.split)
         engine: Engine = admission.episode(request.task.id, sample) if admission else self._engine
         with self._progress.episode(request.number) as progress:
             try:
                 watched = _WatchedEngine(engine, progress)
-                trajectory = await run_episode(request.task, key, environment, watched, request.sampling)
+                trajectory = await run_episode(request.task, key, environment, watched, sampling)
             finally:
                 if admission:
                     admission.end_episode()
@@ -111,6 +124,7 @@ class RolloutWorker:
                 progress.enter("reward")
                 score = await self._agent.score(request.task, trajectory)
                 trajectory.reward, trajectory.reward_parts = score.reward, score.parts
+                trajectory.turn_gains = score.turn_gains
         return trajectory
 
 

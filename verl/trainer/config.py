@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from verl.algorithms.config import AdvantageConfig, LossConfig
+from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
+from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
 from verl.errors import UserError
 from verl.learner.config import OptimizerConfig
 
@@ -51,10 +52,20 @@ class TrainerConfig:
     """Weight versions that a sample may lag behind the weights it trains. 0 is exactly on-policy."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     """ASSIGN: rewards to advantages."""
+    kl_reward: KlRewardConfig = field(default_factory=KlRewardConfig)
+    """KL to the model as it was when reinforcement began, as a part of the reward."""
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    """What coming near the most tokens that an episode may generate costs."""
+    turn_credit: TurnCreditConfig = field(default_factory=TurnCreditConfig)
+    """Credit for what each turn newly found, beside the advantage of the episode."""
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    """More tasks for a step whose groups have equal rewards."""
     drop_uniform_groups: bool = False
     """Leave out groups whose rewards are all equal: they carry no gradient, only the batch's normaliser changes."""
     loss: LossConfig = field(default_factory=LossConfig)
     """LOSS: advantages to gradients."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """When training looks like collapsing."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer of the reinforcement phase."""
     save_every_steps: int = 10
@@ -63,6 +74,11 @@ class TrainerConfig:
     """Newest resumable checkpoints kept; the best ones are kept besides."""
     keep_trajectory_steps: int = 20
     """Newest steps whose trajectories stay on disk."""
+
+    @property
+    def drops_uniform(self) -> bool:
+        """Whether groups whose rewards are all equal are left out."""
+        return self.drop_uniform_groups or self.dynamic_sampling.enabled
 
     @property
     def loss_in_force(self) -> LossConfig:

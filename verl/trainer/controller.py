@@ -24,12 +24,15 @@ from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
 from verl.tracking import Tracker
-from verl.trainer.assign import assign
+from verl.trainer.alarms import watch
 from verl.trainer.buffer import GroupBuffer
+from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
+from verl.trainer.credit import Credit
 from verl.trainer.evaluator import Describe, Evaluator, check_alive
 from verl.trainer.ledger import Ledger
 from verl.trainer.producer import GroupProducer
+from verl.trainer.refill import Refill
 from verl.trainer.run_folder import RunFolder
 from verl.trainer.state import Best, LoopState
 from verl.trainer.summary import summarize
@@ -47,6 +50,8 @@ class Settings:
     sampling: Sampling
     updates_per_batch: int
     """Optimizer steps that the learner takes on one batch."""
+    max_policy_tokens: int
+    """The most tokens that an episode may generate."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class Controller:
         self._tracker = tracker
         self._ledger = Ledger(folder.path)
         self._evaluator = Evaluator(pool, describe)
+        config, sampling = settings.trainer, settings.sampling
+        self._refill = Refill(pool, data.train, config, sampling, settings.seed)
+        self._credit = Credit(
+            learners, config, temperature=sampling.temperature, max_policy_tokens=settings.max_policy_tokens
+        )
         self.state = LoopState()
         self._shares = BusyShares()
         self._last_step_end = time.monotonic()
@@ -129,7 +139,13 @@ class Controller:
     async def _begin_reinforcement(self) -> None:
         config = self._settings.trainer
         updates = config.steps * self._settings.updates_per_batch
-        await self._learners.begin_phase(config.optimizer, config.loss_in_force, updates, config.advantage)
+        await self._learners.begin_phase(
+            config.optimizer,
+            config.loss_in_force,
+            updates,
+            config.advantage,
+            keep_reference=config.kl_reward.coefficient > 0,
+        )
 
     # -- reinforcement --
 
@@ -152,19 +168,18 @@ class Controller:
 
     async def _step(self, groups: list[Group], buffer: GroupBuffer[Group]) -> None:
         config, state = self._settings.trainer, self.state
-        clock = _Clock(self._last_step_end)
+        clock = StepClock(self._last_step_end)
         check_alive(groups)
-        metrics = summarize(groups)
-        samples, assigned = assign(
-            groups, config.advantage, drop_uniform=config.drop_uniform_groups, version=buffer.version
-        )
-        metrics |= assigned
-        state.aborted += int(assigned["aborted"])
-        metrics["seconds/rollout"] = clock.lap()
-        if samples:
-            async with self._pool.resting():
+        groups, refilled = await self._refill.complete(groups, state.step)
+        metrics = {**summarize(groups), **refilled, "seconds/rollout": clock.lap()}
+        async with self._pool.resting():
+            samples, assigned = await self._credit.samples(groups, buffer.version, state)
+            metrics |= assigned
+            if samples:
                 metrics |= await self._learners.update(samples, self._settings.sampling.temperature)
-            state.logprob_diff_max = max(state.logprob_diff_max, metrics["logprob_diff_max"])
+        state.aborted += int(metrics["aborted"])
+        state.logprob_diff_max = max(state.logprob_diff_max, metrics.get("logprob_diff_max", 0.0))
+        metrics |= watch(metrics, state, config.alarms)
         metrics["seconds/learn"] = clock.lap()
         buffer.advance()
         state.step = buffer.version
@@ -180,7 +195,7 @@ class Controller:
         self._folder.write_trajectories(
             "train",
             state.step,
-            (trajectory for group in groups for trajectory in group.trajectories),
+            (trajectory for group in groups for trajectory in group.played),
             keep=config.keep_trajectory_steps,
         )
         self._last_step_end = time.monotonic()
@@ -279,18 +294,3 @@ class Controller:
             "best": {name: {"score": best.score, "step": best.step} for name, best in state.best.items()},
             "weights_hash": state.weights_hash,
         }
-
-
-class _Clock:
-    """Laps of one step; the rollout of a step began when the step before it ended."""
-
-    def __init__(self, started: float) -> None:
-        self._started = self._lap = started
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        seconds, self._lap = now - self._lap, now
-        return seconds
-
-    def total(self) -> float:
-        return self._lap - self._started

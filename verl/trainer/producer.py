@@ -56,14 +56,13 @@ class GroupProducer:
 
     def _start(self, numbers: Sequence[int]) -> None:
         requests = [
-            GroupRequest(
-                number=number,
-                task=self._order[number],
-                samples=self._config.samples_per_prompt,
-                split="train",
+            train_request(
+                self._config,
+                self._sampling,
+                number,
+                self._order[number],
                 stage="train",
                 step=number // self._config.prompts_per_step,
-                sampling=self._sampling,
             )
             for number in numbers
         ]
@@ -77,3 +76,19 @@ class GroupProducer:
         for group in await self._pool.run(batch):
             self.buffer.finish(group.number, group)
         self._wake.set()
+
+
+def train_request(
+    config: TrainerConfig, sampling: Sampling, number: int, task: Task, *, stage: str, step: int
+) -> GroupRequest:
+    """A group to train on; ``stage`` and ``step`` enter its seeds."""
+    return GroupRequest(
+        number=number,
+        task=task,
+        samples=config.samples_per_prompt,
+        split="train",
+        stage=stage,
+        step=step,
+        sampling=sampling,
+        greedy=config.advantage.needs_greedy,
+    )

@@ -33,6 +33,10 @@ class LoopState:
     """Mean training reward of each step since the last evaluation."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage over all starts of the run."""
+    kl_coefficient: float | None = None
+    """Where the adaptive coefficient of the KL in the reward stands; None before the first step."""
+    alarms: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The collapse alarms' signals, by metric."""
     aborted: int = 0
     """Training episodes that infrastructure ended."""
     logprob_diff_max: float = 0.0

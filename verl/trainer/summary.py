@@ -16,6 +16,11 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
         "aborted": float(len(everyone) - len(usable)),
         "truncated": float(sum(trajectory.outcome == "truncated" for trajectory in usable)),
     }
+    greedy = [group.greedy for group in groups if group.greedy is not None]
+    if greedy:
+        scored = [episode.reward for episode in greedy if episode.reward is not None]
+        result["greedy_aborted"] = float(len(greedy) - len(scored))
+        result["greedy_reward"] = sum(scored) / max(1, len(scored))
     if not usable:
         return result
     for name in usable[0].reward_parts:

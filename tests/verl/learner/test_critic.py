@@ -27,7 +27,13 @@ CONFIG = LearnerConfig(
 
 
 def rewarded(samples: list[TrainingSample]) -> list[TrainingSample]:
-    return [replace(s, advantages=np.where(s.policy_mask, i % 2, 0).astype(np.float32)) for i, s in enumerate(samples)]
+    """Every other sample earns 1, on its last policy token."""
+    result = []
+    for index, sample in enumerate(samples):
+        rewards = np.zeros(len(sample), np.float32)
+        rewards[np.flatnonzero(sample.policy_mask)[-1]] = index % 2
+        result.append(replace(sample, advantages=rewards))
+    return result
 
 
 def test_values_start_at_zero_so_that_the_return_is_the_reward(model_folder: Path, make_samples: MakeSamples) -> None:

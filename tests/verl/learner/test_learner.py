@@ -203,3 +203,27 @@ def test_training_before_a_phase_is_refused(model_folder: Path, make_samples: Ma
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         Learner(tmp_path, EXACT, seed=0)
+
+
+def test_the_kl_to_the_reference_is_that_of_the_policy_tokens(model_folder: Path, make_samples: MakeSamples) -> None:
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(), 10, keep_reference=True)
+    samples = make_samples(4)
+    assert all(not kl.any() for kl in learner.reference_kl(samples, 1.0, "k3"))
+    learner.update(samples)
+    for sample, kl in zip(samples, learner.reference_kl(samples, 1.0, "k3"), strict=True):
+        assert kl[sample.policy_mask].min() > 0
+        assert not kl[~sample.policy_mask].any()
+
+
+def test_kto_measures_its_reference_point_on_the_whole_batch(model_folder: Path, make_samples: MakeSamples) -> None:
+    """Small caps split the batch into micro-batches; the point, and with it the loss, must be the same."""
+    losses = []
+    for cap in (40, 400):
+        learner = Learner(model_folder, LearnerConfig(max_tokens_per_microbatch=cap), seed=0)
+        learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="kto"), 10)
+        learner.update(make_samples(6, seed=1))
+        metrics = learner.update(make_samples(6, seed=2))
+        losses.append(metrics["loss"])
+        assert metrics["kto_reward_margin"] != 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

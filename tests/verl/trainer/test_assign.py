@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verl.algorithms.config import AdvantageConfig
+from verl.algorithms.config import AdvantageConfig, TurnCreditConfig
+from verl.algorithms.control_config import OverlongConfig
 from verl.data.tasks import Task
+from verl.errors import UserError
 from verl.rollout.groups import Group
-from verl.trainer.assign import assign
+from verl.trainer.assign import Shaping, assign, informative_groups
 from verl.trainer.summary import abort_reasons, summarize
 from verl.trajectory import Trajectory
 
@@ -68,3 +70,74 @@ def test_with_a_critic_a_sample_carries_its_reward_and_uniform_groups_stay() -> 
     samples, metrics = assign(groups, AdvantageConfig(name="gae"), drop_uniform=False, version=8)
     assert [sample.advantages[-1] for sample in samples] == [1.0, 1.0, 0.25, 0.5]
     assert metrics["uniform_groups"] == 0.5
+
+
+def with_greedy(numbered: Group, greedy: Trajectory) -> Group:
+    return Group(numbered.number, numbered.task, numbered.trajectories, greedy)
+
+
+def test_the_greedy_reward_is_the_baseline_of_remax_and_is_not_trained_on() -> None:
+    groups = [with_greedy(group(0, episode(1.0), episode(0.0)), episode(0.75))]
+    samples, metrics = assign(groups, AdvantageConfig(name="remax"), drop_uniform=False, version=8)
+    assert [sample.advantages[-1] for sample in samples] == [0.25, -0.75]
+    assert metrics["groups_without_baseline"] == 0
+
+
+def test_a_group_whose_greedy_episode_was_aborted_is_left_out_and_counted() -> None:
+    lost = with_greedy(group(0, episode(1.0), episode(0.0)), episode(None, aborted=True))
+    groups = [lost, with_greedy(group(1, episode(1.0)), episode(0.0))]
+    samples, metrics = assign(groups, AdvantageConfig(name="remax"), drop_uniform=False, version=8)
+    assert [(sample.group, sample.advantages[-1]) for sample in samples] == [(1, 1.0)]
+    assert metrics["groups_without_baseline"] == 1
+
+
+def test_coming_near_the_token_limit_lowers_the_reward_that_is_compared() -> None:
+    groups = [group(0, episode(1.0), longer(1.0))]
+    shaping = Shaping(OverlongConfig(buffer_tokens=2, penalty=1.0), max_policy_tokens=4)
+    samples, metrics = assign(groups, AdvantageConfig(name="dr_grpo"), drop_uniform=False, version=8, shaping=shaping)
+    # Two tokens are free, three lose half: rewards 1 and 0.5 around their mean.
+    assert [sample.advantages[-1] for sample in samples] == [0.25, -0.25]
+    assert metrics["overlong_penalty"] == -0.25
+
+
+def longer(reward: float) -> Trajectory:
+    trajectory = Trajectory("task", 1)
+    trajectory.append_prompt([1, 2], "q")
+    trajectory.append_generated([4], "a", [-1.0], [7], "stop")
+    trajectory.append_observation([9, 9], "o")
+    trajectory.append_generated([5, 6], "b", [-1.0, -2.0], [7, 8], "stop")
+    trajectory.outcome, trajectory.reward = "finished", reward
+    return trajectory
+
+
+def test_rewards_of_tokens_are_summed_for_a_sequence_and_kept_apart_for_a_critic() -> None:
+    groups = [group(0, episode(1.0), longer(1.0))]
+    kl = [np.array([0, 0, 0, -0.1, -0.2], np.float32), np.array([0, 0, -0.4, 0, 0, 0, -0.1], np.float32)]
+    summed, _ = assign(groups, AdvantageConfig(name="dr_grpo"), drop_uniform=False, version=8, token_rewards=kl)
+    assert [sample.advantages[-1] for sample in summed] == pytest.approx([0.1, -0.1])  # 0.7 and 0.5
+    apart, _ = assign(groups, AdvantageConfig(name="gae"), drop_uniform=False, version=8, token_rewards=kl)
+    assert apart[0].advantages == pytest.approx([0, 0, 0, -0.1, 0.8])
+    assert apart[1].advantages == pytest.approx([0, 0, -0.4, 0, 0, 0, 0.9])
+
+
+def test_turn_credit_is_added_to_the_tokens_of_each_turn() -> None:
+    first, second = longer(1.0), longer(1.0)
+    first.turn_gains, second.turn_gains = (0.5, 0.5), (0.0, 0.5)
+    shaping = Shaping(turn_credit=TurnCreditConfig(coefficient=2.0))
+    samples, _ = assign([group(0, first, second)], GRPO, drop_uniform=False, version=8, shaping=shaping)
+    # Returns of turn 0: 1 and 0.5; of turn 1: 0.5 and 0.5. The rewards are equal, so nothing else is credited.
+    assert samples[0].advantages.tolist() == [0, 0, 0.5, 0, 0, 0, 0]
+    assert samples[1].advantages.tolist() == [0, 0, -0.5, 0, 0, 0, 0]
+
+
+def test_turn_credit_without_gains_is_an_error_that_names_the_task() -> None:
+    shaping = Shaping(turn_credit=TurnCreditConfig(coefficient=1.0))
+    with pytest.raises(UserError, match="task task: nobody can say what its turns brought"):
+        assign([group(0, longer(1.0), longer(0.0))], GRPO, drop_uniform=False, version=8, shaping=shaping)
+
+
+def test_a_group_says_something_only_if_its_usable_rewards_differ() -> None:
+    groups = [group(0, episode(1.0), episode(1.0)), group(1, episode(1.0), episode(0.0)), group(2, episode(1.0))]
+    lost = group(3, episode(1.0), episode(None, aborted=True))
+    assert informative_groups([*groups, lost]) == [False, True, False, False]
+    assert informative_groups([group(0, episode(None, aborted=True))]) == [False]

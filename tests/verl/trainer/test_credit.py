@@ -1,0 +1,80 @@
+"""KL in the reward: taken off before ASSIGN, its coefficient moved by the controller and kept with the loop's state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verl.algorithms.config import AdvantageConfig
+from verl.algorithms.control_config import AlarmConfig, KlRewardConfig
+from verl.data.samples import TrainingSample
+from verl.data.tasks import Task
+from verl.rollout.groups import Group
+from verl.trainer.alarms import watch
+from verl.trainer.config import TrainerConfig
+from verl.trainer.credit import Credit
+from verl.trainer.state import LoopState
+from verl.trajectory import Trajectory
+
+
+def episode(reward: float, sample: int) -> Trajectory:
+    trajectory = Trajectory("task", sample, outcome="finished", reward=reward)
+    trajectory.segments = []
+    trajectory.append_prompt([1], "q")
+    trajectory.append_generated([4, 5], "a", [-1.0, -2.0], [0, 0], "stop")
+    return trajectory
+
+
+class FakeLearners:
+    """Every policy token is 0.5 nats away from the reference in sample 0, none in the others."""
+
+    async def reference_kl(self, samples: Sequence[TrainingSample], temperature: float, estimator: str) -> Any:
+        assert (temperature, estimator) == (0.7, "k1")
+        return [np.where(s.policy_mask, 0.5 * (i == 0), 0).astype(np.float32) for i, s in enumerate(samples)]
+
+
+def credit(kl: KlRewardConfig) -> Credit:
+    config = TrainerConfig(advantage=AdvantageConfig(name="dr_grpo"), kl_reward=kl)
+    learners: Any = FakeLearners()
+    return Credit(learners, config, temperature=0.7, max_policy_tokens=10)
+
+
+GROUPS = [Group(0, Task("task", "q", ("a",)), [episode(1.0, 0), episode(1.0, 1)])]
+
+
+async def test_the_kl_of_an_episode_comes_off_its_reward() -> None:
+    samples, metrics = await credit(KlRewardConfig(coefficient=0.1)).samples(GROUPS, 0, LoopState())
+    assert [sample.advantages[-1] for sample in samples] == pytest.approx([-0.05, 0.05])  # 0.9 and 1.0
+    assert metrics["kl_reward"] == pytest.approx(0.25)
+    assert metrics["kl_reward_coefficient"] == 0.1
+
+
+async def test_the_adaptive_coefficient_goes_on_from_the_loops_state() -> None:
+    kl = KlRewardConfig(coefficient=0.1, controller="adaptive", target=0.1, horizon_sequences=10)
+    state = LoopState()
+    await credit(kl).samples(GROUPS, 0, state)
+    assert state.kl_coefficient == pytest.approx(0.1 * (1 + 0.2 * 2 / 10)), "above target by more than 20 %"
+    resumed = LoopState.from_json(state.to_json())
+    _, metrics = await credit(kl).samples(GROUPS, 1, resumed)
+    assert metrics["kl_reward_coefficient"] == state.kl_coefficient
+
+
+async def test_without_it_the_learner_is_not_asked() -> None:
+    samples, metrics = await credit(KlRewardConfig()).samples(GROUPS, 0, LoopState())
+    assert "kl_reward" not in metrics
+    assert [sample.advantages[-1] for sample in samples] == [0, 0]
+
+
+def test_an_alarm_warns_once_counts_while_it_sounds_and_survives_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    config = AlarmConfig(entropy_above=1.0, smoothing=0.0, patience_steps=2)
+    state = LoopState()
+    assert watch({"entropy": 2.0}, state, config) == {}
+    state = LoopState.from_json(state.to_json())
+    assert watch({"entropy": 2.0}, state, config) == {"alarm/entropy": 1.0}
+    assert watch({"entropy": 2.0}, state, config) == {"alarm/entropy": 1.0}
+    assert len(caplog.records) == 1
+    assert "losing its language" in caplog.text
+    assert watch({"entropy": 0.5}, state, config) == {}
