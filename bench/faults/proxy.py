@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -107,7 +108,8 @@ class Proxy:
             await response.write(content[: len(content) // 2])
             return _hang_up(request)
         if self.fault == "empty" and request.path == "/retrieve":
-            return web.json_response({"result": [[] for _ in (await request.json())["queries"]]}, headers=kept)
+            nothing = {"result": [[] for _ in (await request.json())["queries"]]}
+            return web.Response(status=status, text=json.dumps(nothing), headers=kept)
         return web.Response(status=status, body=content, headers=kept)
 
 
