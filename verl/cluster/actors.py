@@ -124,12 +124,22 @@ class LearnerActor:
 
         return next_tokens(self._learner, prompts)
 
-    def save(self, folder: str, *, hugging_face: bool) -> str:
-        """Write ``learner/`` and, if asked, ``hf/`` into a folder; returns the hash of the weights."""
-        self._learner.save_checkpoint(Path(folder) / "learner")
+    def save(self, folder: str, *, hugging_face: bool, background: bool) -> str:
+        """Write ``learner/`` and, if asked, ``hf/`` into a folder; returns the hash of the weights.
+
+        With ``background`` they are only copied now, and written while other calls are answered.
+        """
+        self._learner.save_checkpoint(Path(folder) / "learner", background=background)
         if hugging_face:
-            self._learner.save_hf(Path(folder) / "hf")
+            self._learner.save_hf(Path(folder) / "hf", background=background)
         return self._learner.weights_hash()
+
+    def saved(self, *, wait: bool) -> bool:
+        """Whether all that was saved is written; ``wait`` until it is. Raises what kept it from being."""
+        if self._learner.saving and not wait:
+            return False
+        self._learner.wait_saved()
+        return True
 
     def load(self, folder: str) -> None:
         """Continue from what ``save`` wrote."""

@@ -80,9 +80,13 @@ class LearnerGroup:
         """The learner's side of the canary."""
         return await self._all("probe", prompts)
 
-    async def save(self, folder: Path, *, hugging_face: bool) -> str:
-        """Write a checkpoint; returns the hash of the weights."""
-        return await self._all("save", str(folder), hugging_face=hugging_face)
+    async def save(self, folder: Path, *, hugging_face: bool, background: bool = False) -> str:
+        """Write a checkpoint, or with ``background`` begin to (see ``saved``); returns the hash of the weights."""
+        return await self._all("save", str(folder), hugging_face=hugging_face, background=background)
+
+    async def saved(self, *, wait: bool) -> bool:
+        """Whether everything that was saved is written; ``wait`` until it is. Raises what kept it from being."""
+        return await self._all("saved", wait=wait)
 
     async def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""

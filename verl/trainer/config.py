@@ -70,6 +70,9 @@ class TrainerConfig:
     """The optimizer of the reinforcement phase."""
     save_every_steps: int = 10
     """Steps between checkpoints of the whole loop: what a killed run can lose at most."""
+    save_in_background: bool = False
+    """Go on training while a checkpoint is written, for a copy of it in host memory. Until it is whole, a killed run
+    goes on from the one before."""
     keep_checkpoints: int = 2
     """Newest resumable checkpoints kept; the best ones are kept besides."""
     keep_trajectory_steps: int = 20

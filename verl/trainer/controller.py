@@ -34,6 +34,7 @@ from verl.trainer.ledger import Ledger
 from verl.trainer.producer import GroupProducer
 from verl.trainer.refill import Refill
 from verl.trainer.run_folder import RunFolder
+from verl.trainer.saver import Saver
 from verl.trainer.state import Best, LoopState
 from verl.trainer.summary import summarize
 from verl.trainer.weights import WeightSync
@@ -87,6 +88,8 @@ class Controller:
         self._sync = sync
         self._tracker = tracker
         self._ledger = Ledger(folder.path)
+        trainer = settings.trainer
+        self._saver = Saver(folder, learners, keep=trainer.keep_checkpoints, background=trainer.save_in_background)
         self._evaluator = Evaluator(pool, describe)
         config, sampling = settings.trainer, settings.sampling
         self._refill = Refill(pool, data.train, config, sampling, settings.seed)
@@ -108,6 +111,7 @@ class Controller:
             await self._pool.ready()
         await self._measure("before")
         await self._train()
+        await self._saver.settle(wait=True)
         await self._measure("after")
         return self._summary()
 
@@ -202,6 +206,7 @@ class Controller:
 
     async def _after_step(self) -> None:
         config, state = self._settings.trainer, self.state
+        await self._saver.settle(wait=False)
         last = state.step == config.steps
         evaluate = last or state.step % self._settings.evaluation.every_steps == 0
         if evaluate:
@@ -252,14 +257,7 @@ class Controller:
     # -- saving and resuming --
 
     async def _save(self, *, hugging_face: bool) -> None:
-        state, folder = self.state, self._folder
-        path = folder.begin_checkpoint(self._global_step())
-        state.weights_hash = await self._learners.save(path, hugging_face=hugging_face)
-        final = folder.commit_checkpoint(path, state.to_json())
-        for name, best in state.best.items():
-            if best.step == state.step:
-                folder.link(name, final)
-        folder.retain(self._settings.trainer.keep_checkpoints)
+        await self._saver.save(self.state, self._global_step(), hugging_face=hugging_face)
 
     async def _resume(self) -> None:
         checkpoints = self._folder.resumable()
