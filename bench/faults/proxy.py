@@ -108,7 +108,7 @@ class Proxy:
             await response.write(content[: len(content) // 2])
             return _hang_up(request)
         if self.fault == "empty" and request.path == "/retrieve":
-            nothing = {"result": [[] for _ in (await request.json())["queries"]]}
+            nothing: dict[str, list[list[str]]] = {"result": [[] for _ in (await request.json())["queries"]]}
             return web.Response(status=status, text=json.dumps(nothing), headers=kept)
         return web.Response(status=status, body=content, headers=kept)
 

@@ -29,6 +29,9 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
     result["turns"] = sum(trajectory.num_turns for trajectory in usable) / len(usable)
     result["policy_tokens"] = sum(trajectory.num_policy_tokens for trajectory in usable) / len(usable)
     result["tokens"] = sum(len(trajectory) for trajectory in usable) / len(usable)
+    calls = [call for trajectory in usable for call in trajectory.calls]
+    result["calls"] = len(calls) / len(usable)
+    result["empty_calls"] = sum(not call.results for call in calls) / max(1, len(calls))
     return result
 
 

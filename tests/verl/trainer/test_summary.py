@@ -1,0 +1,50 @@
+"""Numbers of a step: what searches showed is counted, and a retriever that shows nothing at all is told."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from verl.algorithms.control_config import AlarmConfig
+from verl.data.tasks import Task
+from verl.rollout.groups import Group
+from verl.trainer.alarms import watch
+from verl.trainer.state import LoopState
+from verl.trainer.summary import summarize
+from verl.trajectory import ToolCall, ToolResult, Trajectory
+
+FOUND, NOTHING = ToolCall("search", "who", (ToolResult("1", 1.0, "t"),)), ToolCall("search", "who")
+
+
+def episode(*calls: ToolCall) -> Trajectory:
+    trajectory = Trajectory("t", 0)
+    trajectory.append_prompt([1], "q")
+    trajectory.append_generated([2], "a", [-1.0], [0], "stop")
+    if calls:
+        trajectory.append_observation([3], "o", calls)
+    trajectory.outcome, trajectory.reward = "finished", 0.0
+    return trajectory
+
+
+def step(*episodes: Trajectory) -> list[Group]:
+    return [Group(0, Task("t", "q", ("a",)), list(episodes))]
+
+
+def test_calls_are_counted_and_so_are_those_that_showed_nothing() -> None:
+    metrics = summarize(step(episode(FOUND, NOTHING), episode(NOTHING, NOTHING), episode()))
+    assert metrics["calls"] == pytest.approx(4 / 3)
+    assert metrics["empty_calls"] == 0.75
+    assert summarize(step(episode()))["empty_calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"), [([NOTHING] * 8, True), ([NOTHING] * 7 + [FOUND], False), ([NOTHING] * 7, False), ([], False)]
+)
+def test_a_step_whose_every_search_shows_nothing_is_told(
+    calls: list[ToolCall], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = summarize(step(*[episode(call) for call in calls], episode()))
+    with caplog.at_level(logging.WARNING):
+        assert ("alarm/empty_calls" in watch(metrics, LoopState(step=6), AlarmConfig())) == told
+    assert ("step 7: each of its 8 calls showed nothing" in caplog.text) == told
