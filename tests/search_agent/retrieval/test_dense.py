@@ -127,11 +127,24 @@ def test_vectors_of_another_encoder_or_corpus_are_refused(tmp_path: Path, tiny: 
         loading.load(ServerConfig(path, index=index, backend="dense", dense=config(tiny, vectors=other)))
 
 
-def test_an_index_file_made_elsewhere_is_searched(tmp_path: Path, tiny: str) -> None:
-    path, file = corpus(tmp_path, TEXTS), tmp_path / "e5_Flat.index"
-    faiss.write_index(dense.make_index("Flat", Encoder(config(tiny)).encode_passages(TEXTS)), str(file))
+@pytest.mark.parametrize("factory", ["Flat", "HNSW64"])
+def test_an_index_file_made_elsewhere_is_searched(tmp_path: Path, tiny: str, factory: str) -> None:
+    """As Search-R1 and FlashRAG write them: the factory string, inner product, ``faiss.write_index``."""
+    path, file = corpus(tmp_path, TEXTS), tmp_path / f"e5_{factory}.index"
+    made = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
+    made.add(Encoder(config(tiny)).encode_passages(TEXTS))
+    faiss.write_index(made, str(file))
     served = loading.load(ServerConfig(path, backend="dense", dense=config(tiny, vectors=file)))
     assert [hits[0].doc for hits in served.backend.search(TEXTS, 1)] == list(range(len(TEXTS)))
+
+
+def test_an_index_file_of_distances_is_refused(tmp_path: Path, tiny: str) -> None:
+    path, file = corpus(tmp_path, TEXTS), tmp_path / "l2.index"
+    made = faiss.IndexFlatL2(16)
+    made.add(np.zeros((len(TEXTS), 16), np.float32))
+    faiss.write_index(made, str(file))
+    with pytest.raises(UserError, match="compares by distance"):
+        loading.load(ServerConfig(path, backend="dense", dense=config(tiny, vectors=file)))
 
 
 def test_encoding_goes_on_where_it_stopped(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

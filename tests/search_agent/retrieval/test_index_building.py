@@ -147,13 +147,22 @@ def test_bm25s_reads_the_index(tmp_path: Path) -> None:
         np.testing.assert_allclose([score for _, score in hits], expected[: len(hits)], rtol=1e-5)
 
 
-def test_a_folder_that_bm25s_saved_is_served_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("maker", ["bm25s", "FlashRAG"])
+def test_a_folder_that_bm25s_saved_is_served_as_it_is(tmp_path: Path, maker: str) -> None:
     bm25s = pytest.importorskip("bm25s")
     stemmer = pytest.importorskip("Stemmer").Stemmer("english")
     contents, folder = texts(50), tmp_path / "bm25"
     theirs = bm25s.BM25(k1=1.5)
-    theirs.index(bm25s.tokenize(contents, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
-    theirs.save(folder, corpus=None)
+    if maker == "bm25s":
+        tokens = bm25s.tokenize(contents, stopwords="en", stemmer=stemmer, show_progress=False)
+        theirs.index(tokens, show_progress=False)
+        theirs.save(folder, corpus=None)
+    else:  # its index builder keeps the tokenizer beside the index
+        tokenizer = bm25s.tokenization.Tokenizer(stopwords="en", stemmer=stemmer)
+        theirs.index(tokenizer.tokenize(contents, return_as="tuple", show_progress=False), show_progress=False)
+        theirs.save(folder, corpus=None)
+        tokenizer.save_vocab(folder)
+        tokenizer.save_stopwords(folder)
     corpus = write(tmp_path / "c.jsonl", contents)
     ours = load(ServerConfig(corpus, index=folder))
     assert ours.manifest["engine"]["k1"] == 1.5

@@ -162,6 +162,65 @@ def test_sigterm_ends_it_without_an_error(tmp_path: Path) -> None:
     server.stop()
 
 
+SLOW_ENGINE = """
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from search_agent.retrieval.backend import Hit
+
+@dataclass(frozen=True)
+class Config:
+    folder: Path
+
+def build(config, documents):
+    return Engine(config.folder)
+
+class Engine:
+    max_batch = 1
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def search(self, queries, k):
+        (self.folder / "asked").touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
+        return [[Hit(0, 1.0, b'{"id":"0","contents":"late"}')] for _ in queries]
+
+    def manifest(self):
+        return {"backend": "slow"}
+
+    def implementation(self):
+        return "slow"
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+async def test_sigterm_lets_a_request_under_way_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_engine.py").write_text(SLOW_ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = ["engine.plugin=slow_engine", f"engine.folder={tmp_path}"]
+    with start_server(None, log=tmp_path / "log", options=options) as server:
+        async with RetrievalClient(ClientConfig(urls=(server.url,), retries=0)) as client:
+            search = asyncio.ensure_future(client.search("x", 1))
+            await asyncio.to_thread(wait_for, tmp_path / "asked")
+            os.kill(server.pid, signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert server.process.poll() is None
+            with pytest.raises(InfrastructureError):  # no new connection is taken
+                async with RetrievalClient(ClientConfig(urls=(server.url,), retries=0)) as other:
+                    await other.search("y", 1)
+            (tmp_path / "go").touch()
+            assert (await search).documents[0].text == "late"
+        assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
 def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, ["x"])
     program = (
