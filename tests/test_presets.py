@@ -68,6 +68,7 @@ def test_published_numbers_of_search_r1_with_ppo() -> None:
         trainer = config.trainer
         assert (trainer.prompts_per_step, trainer.samples_per_prompt, trainer.steps) == (512, 1, 1005)
         assert trainer.advantage.name == "gae"
+        assert (trainer.kl_reward.coefficient, trainer.loss.kl_coefficient) == (0.001, 0)
         assert (trainer.advantage.gamma, trainer.advantage.lam) == (1, 1)
         # 512 episodes in mini-batches of 256.
         assert config.learner.updates_per_batch == 2

@@ -54,7 +54,8 @@ def paid(tasks: Sequence[Task], passages: Sequence[str], compat: str) -> float:
     reader = protocol.build(protocol.Config())
     score = reward.build(reward.Config(compat=compat), reader)  # type: ignore[arg-type]
     draw = random.Random(0)
-    return sum(score(task, copying(task, draw.sample(list(passages), COPIED))).reward > 0 for task in tasks) / len(tasks)
+    earned = [score(task, copying(task, draw.sample(list(passages), COPIED))).reward for task in tasks]
+    return sum(value > 0 for value in earned) / len(earned)
 
 
 def copying(task: Task, passages: Sequence[str]) -> Trajectory:
