@@ -44,11 +44,13 @@ def measure(num_passages: int, seconds: float) -> tuple[Measured, Measured]:
         began = time.perf_counter()
         with start_server(corpus, log=log, index=index) as server:
             ready_s = time.perf_counter() - began
-            ours = Measured(load.run(server.url, asked, CONNECTIONS, seconds), _memory_mb(server.pid), ready_s)
+            ours = Measured(
+                load.run(server.url, server.pid, asked, CONNECTIONS, seconds), _memory_mb(server.pid), ready_s
+            )
         began = time.perf_counter()
         with _peer(corpus, Path(scratch) / "announce") as (url, pid):
             ready_s = time.perf_counter() - began
-            theirs = Measured(load.run(url, asked, CONNECTIONS, seconds), _memory_mb(pid), ready_s)
+            theirs = Measured(load.run(url, pid, asked, CONNECTIONS, seconds), _memory_mb(pid), ready_s)
     if ours.load.failed or theirs.load.failed:
         raise SystemExit(f"failed requests: ours {ours.load.failed}, theirs {theirs.load.failed}")
     return ours, theirs

@@ -16,7 +16,7 @@ from bench.retrieval import world
 from search_agent.retrieval import files
 from search_agent.retrieval.analysis import Analyzer
 from search_agent.retrieval.building import build_index
-from search_agent.retrieval.maxscore import maxscore_kernel
+from search_agent.retrieval.maxscore import MaxScoreKernel
 from search_agent.retrieval.postings import Batch, Postings, Range
 
 BATCH = 512
@@ -32,10 +32,10 @@ def figures(quick: bool) -> Iterator[Figure]:
     folder = corpus.with_name(corpus.name + ".index")
     build_index(corpus, folder)
     postings = files.open_postings(folder, num_passages)
-    batch = _batch(postings)
+    batch, kernel = _batch(postings), MaxScoreKernel(postings)
     for k in (3, 20):
         (ours_s, ours), (theirs_s, others) = (
-            _best_of(partial(_ours, postings, batch, k)),
+            _best_of(partial(_ours, kernel, batch, postings.num_docs, k)),
             _best_of(partial(_bm25s, postings, batch, k)),
         )
         ratio = theirs_s / ours_s
@@ -53,8 +53,8 @@ def _batch(postings: Postings) -> Batch:
     return Batch(np.asarray([number for row in rows for number in row], np.int64), offsets)
 
 
-def _ours(postings: Postings, batch: Batch, k: int) -> Scores:
-    return maxscore_kernel(postings, batch, Range(0, postings.num_docs), k)[1]
+def _ours(kernel: MaxScoreKernel, batch: Batch, num_docs: int, k: int) -> Scores:
+    return kernel(batch, Range(0, num_docs), k)[1]
 
 
 def _bm25s(postings: Postings, batch: Batch, k: int) -> Scores:

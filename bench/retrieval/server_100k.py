@@ -15,6 +15,8 @@ def figures(quick: bool) -> Iterator[Figure]:
     yield Figure.at_least("queries per second, ours / theirs", ours.load.per_second / theirs.load.per_second, "x", 6)
     yield Figure.at_most("p99 latency, ours / theirs", p99_ours / p99_theirs, "x", 0.1)
     yield Figure.at_most("memory of our server", ours.memory_mb, "MB", 500)
+    per_cpu = ours.load.per_cpu_second / theirs.load.per_cpu_second
+    yield Figure("queries per CPU second of the server, ours / theirs", per_cpu, "x")
     yield Figure("queries per second, ours", ours.load.per_second, "1/s")
     yield Figure("queries per second, theirs", theirs.load.per_second, "1/s")
     yield Figure("p99 latency, ours", p99_ours * 1e3, "ms")

@@ -6,8 +6,8 @@ A passage that shares no term with the query is never returned, and equal scores
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,20 @@ from search_agent.retrieval.analysis import Analyzer
 from search_agent.retrieval.backend import Hit
 from search_agent.retrieval.postings import Batch, Found, Postings, Range
 
-Kernel = Callable[[Postings, Batch, Range, int], Found]
-"""(index, queries, passages to search, k) -> the best passages of each query with scores above 0, best first, ties by
-number. A score is the float64 sum of the float32 scores of the index."""
+
+class Kernel(Protocol):
+    """Searches one index."""
+
+    name: str
+    """As ``/info`` shows it."""
+
+    def __call__(self, batch: Batch, docs: Range, k: int) -> Found:
+        """The best among ``docs`` for each query, scores above 0, best first, ties by number.
+
+        A score is the float64 sum of the float32 scores of the index.
+        """
+        ...
+
 
 MIN_POSTINGS_TO_COMPILE = 1_000_000
 """From here on the compiled kernel serves (about 15,000 passages of 100 words): below it, adding up with NumPy takes
@@ -33,7 +44,7 @@ class Bm25:
     def __init__(self, postings: Postings, docs: Range | None = None, kernel: Kernel | None = None) -> None:
         self._postings = postings
         self._docs = docs or Range(0, postings.num_docs)
-        self._kernel = kernel or choose_kernel(len(postings.docs))
+        self._kernel = kernel or choose_kernel(postings)
         self._local = threading.local()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -42,7 +53,7 @@ class Bm25:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         batch = Batch(np.asarray([number for row in rows for number in row], np.int64), offsets)
-        docs, scores, counts = self._kernel(self._postings, batch, self._docs, k)
+        docs, scores, counts = self._kernel(batch, self._docs, k)
         pairs = zip(docs.tolist(), scores.tolist(), counts.tolist(), strict=True)
         return [[Hit(*pair) for pair in zip(d[:count], s[:count], strict=True)] for d, s, count in pairs]
 
@@ -59,7 +70,7 @@ class Bm25:
 
     def implementation(self) -> str:
         """See ``Backend.implementation``."""
-        return self._kernel.__name__
+        return self._kernel.name
 
     def _numbers(self, query: str) -> list[int]:
         vocabulary = self._postings.vocabulary
@@ -69,32 +80,41 @@ class Bm25:
         return [vocabulary[term] for term in analyzer.terms(query) if term in vocabulary]
 
 
-def choose_kernel(num_postings: int) -> Kernel:
-    """The quicker kernel for an index of this size, compiled and ready; both give the same answers."""
-    if num_postings < MIN_POSTINGS_TO_COMPILE:
-        return numpy_kernel
-    from search_agent.retrieval.maxscore import maxscore_kernel
+def choose_kernel(postings: Postings) -> Kernel:
+    """The quicker kernel for an index of this size; both give the same answers."""
+    if len(postings.docs) < MIN_POSTINGS_TO_COMPILE:
+        return NumpyKernel(postings)
+    from search_agent.retrieval.maxscore import MaxScoreKernel
 
-    return maxscore_kernel
+    return MaxScoreKernel(postings)
 
 
-def numpy_kernel(postings: Postings, batch: Batch, docs: Range, k: int) -> Found:
+class NumpyKernel:
     """Adds up every posting of every term: the plain reading of the formula."""
-    k = min(k, docs.stop - docs.start)
-    num_queries = len(batch.offsets) - 1
-    found, scores = np.zeros((num_queries, k), np.int64), np.zeros((num_queries, k), np.float64)
-    counts = np.zeros(num_queries, np.int64)
-    for query in range(num_queries):
-        totals = np.zeros(docs.stop - docs.start, np.float64)
-        for term in batch.terms[batch.offsets[query] : batch.offsets[query + 1]].tolist():
-            low, high = postings.starts[term], postings.starts[term + 1]
-            low, high = low + np.searchsorted(postings.docs[low:high], (docs.start, docs.stop))
-            totals[postings.docs[low:high] - docs.start] += postings.scores[low:high]
-        places, best_totals = best(totals, k)
-        counts[query] = len(places)
-        found[query, : len(places)] = places + docs.start
-        scores[query, : len(places)] = best_totals
-    return found, scores, counts
+
+    name = "numpy"
+
+    def __init__(self, postings: Postings) -> None:
+        self._postings = postings
+
+    def __call__(self, batch: Batch, docs: Range, k: int) -> Found:
+        """Search."""
+        postings = self._postings
+        k = min(k, docs.stop - docs.start)
+        num_queries = len(batch.offsets) - 1
+        found, scores = np.zeros((num_queries, k), np.int64), np.zeros((num_queries, k), np.float64)
+        counts = np.zeros(num_queries, np.int64)
+        for query in range(num_queries):
+            totals = np.zeros(docs.stop - docs.start, np.float64)
+            for term in batch.terms[batch.offsets[query] : batch.offsets[query + 1]].tolist():
+                low, high = postings.starts[term], postings.starts[term + 1]
+                low, high = low + np.searchsorted(postings.docs[low:high], (docs.start, docs.stop))
+                totals[postings.docs[low:high] - docs.start] += postings.scores[low:high]
+            places, best_totals = best(totals, k)
+            counts[query] = len(places)
+            found[query, : len(places)] = places + docs.start
+            scores[query, : len(places)] = best_totals
+        return found, scores, counts
 
 
 def best(totals: npt.NDArray[np.float64], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_agent.retrieval import building, files, merging
-from search_agent.retrieval.bm25 import Bm25, numpy_kernel
+from search_agent.retrieval.bm25 import Bm25, Kernel, NumpyKernel
 from search_agent.retrieval.building import build_index
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.loading import Served, load
-from search_agent.retrieval.maxscore import maxscore_kernel
+from search_agent.retrieval.maxscore import MaxScoreKernel
 from search_agent.retrieval.postings import Batch, Postings, Range, build_postings
 from verl.errors import UserError
 
@@ -194,14 +194,14 @@ def test_the_compiled_kernel_equals_adding_everything_up(
     batch = Batch(np.asarray([term for query in queries for term in query], np.int64), offsets)
     for shard in range(shards):
         docs = Range.of_shard(shard, shards, large.num_docs)
-        expected, got = numpy_kernel(large, batch, docs, k), maxscore_kernel(large, batch, docs, k)
+        expected, got = NumpyKernel(large)(batch, docs, k), MaxScoreKernel(large)(batch, docs, k)
         for left, right in zip(expected, got, strict=True):
             np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("kernel", [numpy_kernel, maxscore_kernel])
-def test_more_than_there_is_and_nothing_at_all(kernel: Callable[..., object]) -> None:
+@pytest.mark.parametrize("kernel", [NumpyKernel, MaxScoreKernel])
+def test_more_than_there_is_and_nothing_at_all(kernel: Callable[[Postings], Kernel]) -> None:
     postings = build_postings(["a1 b1", "b1", "c1"])
-    engine = Bm25(postings, kernel=kernel)  # type: ignore[arg-type]
+    engine = Bm25(postings, kernel=kernel(postings))
     assert [[hit.doc for hit in hits] for hits in engine.search(["b1", "nothing", ""], 99)] == [[1, 0], [], []]
     assert engine.search([], 5) == []

@@ -64,7 +64,7 @@ async def test_the_client_finds_what_the_server_holds(server: RunningServer) -> 
         assert (await client.search("of the", 5)).documents == ()
         info = await client.info()
     assert info["documents"] == 3
-    assert info["implementation"] == "numpy_kernel"
+    assert info["implementation"] == "numpy"
 
 
 def test_it_tells_alive_from_ready(server: RunningServer) -> None:
