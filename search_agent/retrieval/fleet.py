@@ -1,7 +1,8 @@
 """``python -m search_agent.retrieval.fleet corpus=FILE replicas=N shards=M``: several servers of one corpus.
 
 They are plain server processes, on this machine or, with ``place=ray``, wherever Ray puts them on its nodes (which must
-see the corpus and index at the same paths). The client gets all addresses and learns from each what it serves.
+see the corpus and index at the same paths). The client gets all addresses and learns from each what it serves. Keys of
+a server (``backend=dense``, ``topk=5``) go to all of them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from search_agent.retrieval import access
+from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.service import RunningServer, start_server
 from verl.config.arguments import parse, run
 from verl.errors import InfrastructureError, UserError
 
+PLACED = ("host", "port", "shard", "announce", "stop_with_stdin")
 START_S = 24 * 3600.0
 """The first server of a large corpus builds the index, while the others wait for it."""
 
@@ -40,6 +43,9 @@ class FleetConfig:
     place: Literal["here", "ray"] = "here"
     """``ray`` spreads the servers over the nodes of the running Ray cluster; other nodes need the bearer token."""
 
+    server: tuple[str, ...] = ()
+    """Further ``key=value`` arguments of every server; on the command line they stand by themselves."""
+
     def __post_init__(self) -> None:
         for key in ("replicas", "shards"):
             if getattr(self, key) < 1:
@@ -47,7 +53,7 @@ class FleetConfig:
 
     def layouts(self) -> list[list[str]]:
         """The ``key=value`` arguments of each server, replicas of one shard apart from one another."""
-        shards = [[f"shard={shard}", f"shards={self.shards}"] for shard in range(self.shards)]
+        shards = [[f"shard={shard}", f"shards={self.shards}", *self.server] for shard in range(self.shards)]
         return [arguments for _ in range(self.replicas) for arguments in shards]
 
 
@@ -110,7 +116,7 @@ class _Host:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT. Raises UserError."""
-    config = parse(FleetConfig, arguments)
+    config = parse_fleet(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
@@ -120,6 +126,18 @@ def main(arguments: Sequence[str]) -> int:
         print(f"retrieval: {len(urls)} servers ready; retriever={','.join(urls)}", flush=True)
         stopped.wait()
     return 0
+
+
+def parse_fleet(arguments: Sequence[str]) -> FleetConfig:
+    """Keys of the fleet for the fleet, all others for each server. Raises UserError, also for what a server refuses."""
+    known = {field.name for field in fields(FleetConfig)} - {"server"}
+    own = [word for word in arguments if "=" not in word or word.partition("=")[0] in known]
+    config = replace(parse(FleetConfig, own), server=tuple(word for word in arguments if word not in own))
+    for word in config.server:
+        if (key := word.partition("=")[0]) in PLACED:
+            raise UserError(f"{key}: a fleet chooses it for each of its servers; remove {word}")
+    parse(ServerConfig, [f"corpus={config.corpus}", f"shards={config.shards}", *config.server])
+    return config
 
 
 def _start(config: FleetConfig, logs: Path, stack: ExitStack) -> list[str]:

@@ -23,7 +23,7 @@ import pytest
 from search_agent.retrieval.access import TOKEN_VARIABLE
 from search_agent.retrieval.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.fleet import FleetConfig, start_here, start_on_ray
+from search_agent.retrieval.fleet import FleetConfig, parse_fleet, start_here, start_on_ray
 from search_agent.retrieval.service import RunningServer, start_server
 from search_agent.retrieval.types import Document
 from verl.errors import InfrastructureError, UserError
@@ -108,6 +108,20 @@ async def test_two_shards_with_two_replicas_answer_exactly_as_one_server(tmp_pat
         for server in (fleet[0], fleet[3]):
             server.process.kill()
             assert await search_all(fleet, queries) == expected
+
+
+def test_keys_of_a_server_go_to_all_servers_of_a_fleet() -> None:
+    config = parse_fleet(["corpus=c.jsonl", "replicas=2", "topk=5", "rerank.model=m"])
+    assert config.layouts() == [["shard=0", "shards=1", "topk=5", "rerank.model=m"]] * 2
+    for words, message in (
+        (["port=1"], "port: a fleet chooses it"),
+        (["topk=x"], "topk: expected int"),
+        (["nonsense"], "nonsense: write key=value"),
+        (["shards=2", "rerank.model=m"], "shards: only backend=bm25"),
+        (["replicas=0"], "replicas: 0 is below 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_fleet(["corpus=c.jsonl", *words])
 
 
 @pytest.mark.slow
