@@ -8,23 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.faults.runs import without_timing
 from tests.end_to_end.support import ROOT, metrics, run, run_processes, shared_memory, start, stop, wait_for_step
 from tests.end_to_end.support import wait_until_clean as wait_until_clean_after
 from verl.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-
-# What timing decides, and nothing else, may differ between two runs of one configuration.
-TIMING = ("time", "seconds/", "tokens_per_s", "warmup/tokens_per_s", "busy/", "idle/")
-
-
-def without_timing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.startswith(TIMING)} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +43,9 @@ def test_a_run_leaves_a_whole_run_folder(whole: Path) -> None:
             assert {"em", "em_one_hop", "em_two_hop", "format_valid"} <= set(result)
     assert {"warmup", "before", "reinforcement", "after"} <= set(summary["seconds"])
     assert (whole / "curves.png").stat().st_size > 10_000
+    trained = metrics(whole, "trained.jsonl")
+    assert [row["groups"] for row in trained] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert all(row["staleness"] == 0 and row["episodes"] == 16 for row in trained)
     steps = [row for row in metrics(whole) if "reward" in row]
     assert len(steps) == 4
     assert all(math.isfinite(row["loss"]) and row["logprob_diff_mean"] < 1e-5 for row in steps)
