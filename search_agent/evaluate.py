@@ -58,7 +58,7 @@ def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     best = run / "best_dev"
     if not best.exists():
         raise UserError(f"model={model}: the run has no checkpoint that was chosen on dev yet")
-    return replace(build(RunConfig, override_run(run / "config.yaml", others)), model=str(best))
+    return replace(run_config(run / "config.yaml", others), model=str(best))
 
 
 def _only_test(overrides: list[str]) -> list[str]:
@@ -76,6 +76,16 @@ def newest_run() -> Path:
     if not finished:
         raise UserError(f"there is no finished run in {RUNS}/: train one with bash cmd/train.sh, or write model=FOLDER")
     return finished[-1].parent
+
+
+def run_config(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """What a run's ``config.yaml`` says, with overrides. Raises UserError; a fault of the file names the file."""
+    try:
+        return build(RunConfig, override_run(path, overrides))
+    except UserError as error:
+        keys = tuple(override.lstrip("+").partition("=")[0] for override in overrides)
+        lines = str(error).splitlines()
+        raise UserError("\n".join(line if line.startswith(keys) else f"{path}: {line}" for line in lines)) from error
 
 
 def override_run(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from search_agent.command import run_command
 from search_agent.config import RunConfig
-from verl.config.build import build
 from verl.config.compose import CONFIG_DIR
 from verl.config.nearest import nearest
 from verl.data.tasks import Task
@@ -88,11 +87,11 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 def run_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     """The run's own configuration with another reward. Raises UserError if the folder is no run."""
-    from search_agent.evaluate import override_run
+    from search_agent import evaluate
 
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run folder (it has no config.yaml); {USAGE}")
-    return build(RunConfig, override_run(run / "config.yaml", _with_modules(overrides)))
+    return evaluate.run_config(run / "config.yaml", _with_modules(overrides))
 
 
 def _with_modules(overrides: Sequence[str]) -> list[str]:

@@ -58,6 +58,16 @@ def test_a_key_that_does_not_exist_is_named(run: Path) -> None:
         evaluated_config([f"model={run}", "evaluation.test_task=7"])
 
 
+def test_a_key_that_an_older_run_was_written_with_is_told_with_its_file(run: Path) -> None:
+    file = run / "config.yaml"
+    file.write_text(file.read_text() + "gone: 1\n")
+    with pytest.raises(UserError) as error:
+        evaluated_config([f"model={run}", "evaluation.test_task=7"])
+    first, second = sorted(str(error.value).splitlines())
+    assert first.startswith(f"{file}: gone: no such key")
+    assert second.startswith("evaluation.test_task: no such key")
+
+
 def test_a_run_without_a_chosen_checkpoint_says_so(run: Path) -> None:
     (run / "best_dev").rmdir()
     with pytest.raises(UserError, match="no checkpoint that was chosen on dev yet"):
