@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from search_agent.config import RunConfig
 from search_agent.servers import Retrievers, start_retrievers, while_serving
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
+from verl.cluster.carriers import Carriers
 from verl.cluster.config import ClusterConfig
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.placement import Places, places
 from verl.cluster.pool import RolloutPool
-from verl.cluster.ray_runtime import RayRuntime, ready
+from verl.cluster.ray_runtime import RayRuntime, ready, this_machine
 from verl.cluster.watchdog import Look, Watchdog
+from verl.errors import UserError
 from verl.trainer.weights import WeightSync
 
 T = TypeVar("T")
@@ -63,7 +66,8 @@ async def processes(
         place = places(cluster, ranks, config.rollout.workers, engine.tensor_parallel_size)
         await asyncio.to_thread(runtime.__enter__)
         stack.push(runtime)
-        await asyncio.to_thread(runtime.reserve, place.bundles, cluster.start_timeout_s)
+        machines = await asyncio.to_thread(runtime.reserve, place.bundles, cluster.start_timeout_s)
+        check_reach(config, {machines[index] for index in place.rollout}, this_machine())
         retrievers = await servers
         spec = AgentSpec(
             config.protocol,
@@ -84,7 +88,8 @@ async def processes(
             for rank in range(ranks)
         ]
         sleeps = learn and cluster.placement == "shared"
-        pool = start_rollout(config, runtime, place, model, spec, logs, stack, sleeps=sleeps)
+        carriers = Carriers(scratch.name)
+        pool = start_rollout(config, runtime, place, model, spec, logs, stack, carriers, sleeps=sleeps)
         if not learn:
             await pool.ready()
             yield Live(retrievers, _watchdog(cluster, [pool.stalls]), pool, None, None)
@@ -97,9 +102,23 @@ async def processes(
             folder=f"/dev/shm/{scratch.name}",
             probes=probes(),
             tolerance=1e-4 if engine.dtype == "float32" else 0.1,
+            carriers=carriers,
         )
         watchdog = _watchdog(cluster, [learners.stalls, pool.stalls])
-        yield Live(retrievers, watchdog, pool, learners, sync)
+        try:
+            yield Live(retrievers, watchdog, pool, learners, sync)
+        finally:
+            await carriers.close()
+
+
+def check_reach(config: RunConfig, machines: AbstractSet[str], here: str) -> None:
+    """Raises UserError if rollout workers on other machines would have to search on this machine's loopback."""
+    if config.retriever == "embedded" and (far := machines - {here}):
+        raise UserError(
+            f"retriever=embedded serves on this machine alone, and rollout workers run on {', '.join(sorted(far))}: "
+            "start one that they reach (bash retrieval_launch.sh corpus=FILE host=0.0.0.0 port=N) and write "
+            "retriever=http://HOST:N"
+        )
 
 
 def _watchdog(cluster: ClusterConfig, looks: Sequence[Look]) -> Watchdog:
@@ -114,6 +133,7 @@ def start_rollout(
     spec: AgentSpec,
     logs: Path,
     stack: ExitStack,
+    carriers: Carriers,
     *,
     sleeps: bool,
 ) -> RolloutPool:
@@ -146,6 +166,7 @@ def start_rollout(
         max_restarts=config.cluster.max_worker_restarts,
         fixed_shares=config.deterministic,
         sleeps=sleeps,
+        carriers=carriers,
     )
     stack.callback(pool.stop_starting)
     return pool

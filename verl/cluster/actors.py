@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,12 @@ class LearnerActor:
         """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them."""
         import torch
 
+        from verl.cluster.carriers import this_node
         from verl.sync.carrier import publish
 
         weights = self._learner.named_weights(getattr(torch, dtype))
         if self._rank == 0:
-            return publish(weights, version, folder)
+            return replace(publish(weights, version, folder), node=this_node())
         for _ in weights:  # the other ranks take part in each gather
             pass
         return None
@@ -158,5 +159,11 @@ def make_rollout_actor_class() -> type:
         ) -> None:
             log_to(log)
             super().__init__(model_path, config, agent, **options)
+
+        async def node(self) -> str:
+            """The node it is on: whose shared memory its engine can map."""
+            from verl.cluster.carriers import this_node
+
+            return this_node()
 
     return RolloutActor

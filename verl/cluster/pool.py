@@ -24,6 +24,7 @@ from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.router import Router
 
 if TYPE_CHECKING:
+    from verl.cluster.carriers import Carriers
     from verl.sync.update import WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 Probe = list[tuple[int, float, float]]
 Start = Callable[[int], Any]
 """Starts a new process for worker ``n`` and returns its handle at once."""
+
+Arguments = Callable[["Replica"], Awaitable[tuple[Any, ...]]]
 
 EPISODES_PER_CALL = 64
 """Episodes that travel as one call where shares may move: what a dying worker takes with it at most, a call."""
@@ -77,13 +80,18 @@ class RolloutPool:
         max_restarts: int = 0,
         fixed_shares: bool = False,
         sleeps: bool = False,
+        carriers: Carriers | None = None,
     ) -> None:
-        """Start one worker for each log, without waiting for any. ``sleeps``: the learner shares their GPUs."""
+        """Start one worker for each log, without waiting for any. ``sleeps``: the learner shares their GPUs.
+
+        ``carriers`` bring weights to workers of other nodes; without them all are on one.
+        """
         self._start = start
         self._timeout_s = open_timeout_s
         self._max_restarts = max_restarts
         self._fixed_shares = fixed_shares
         self._sleeps = sleeps
+        self._carriers = carriers
         self._awake = asyncio.Event()
         self._awake.set()
         self._replicas = [Replica(number, start(number), logfile) for number, logfile in enumerate(logs)]
@@ -194,7 +202,7 @@ class RolloutPool:
         """Give every engine this version; who joins later gets it first, so keep its file until the next version."""
         async with self._lock:
             self._weights, self._canary = (update, version), None
-            await self._on_all("update_weights", update, version)
+            await self._on_all("update_weights", of=self._arguments)
 
     async def confirm(self, canary: Canary) -> None:
         """Let every engine answer the canary's prompts, and ``check`` each answer; who joins later is checked first."""
@@ -207,14 +215,26 @@ class RolloutPool:
         """The counters of each worker that answers, by its name."""
         return {self._replicas[number].name: answer for number, answer in (await self._on_all("stats")).items()}
 
-    async def _on_all(self, method: str, *args: Any) -> dict[int, Any]:
-        """The answers of the workers in service, by number. One that dies meanwhile is left out, and started again."""
+    async def _arguments(self, replica: Replica) -> tuple[WeightUpdate, int]:
+        """The newest weights as the worker's node has them."""
+        assert self._weights is not None
+        update, version = self._weights
+        if self._carriers is None:
+            return update, version
+        return await self._carriers.at(update, await replica.actor.node.remote()), version
+
+    async def _on_all(self, method: str, *args: Any, of: Arguments | None = None) -> dict[int, Any]:
+        """The answers of the workers in service, by number. One that dies meanwhile is left out, and started again.
+
+        ``of`` makes the arguments of each worker, where they differ.
+        """
         answers: dict[int, Any] = {}
 
         async def ask(replica: Replica) -> None:
             actor = replica.actor
             try:
-                answers[replica.number] = await getattr(actor, method).remote(*args)
+                own = args if of is None else await of(replica)
+                answers[replica.number] = await getattr(actor, method).remote(*own)
             except Exception as error:
                 if not has_died(error):
                     raise first_cause(error, f"{replica.name} {method}", [replica.log]) from error
@@ -300,7 +320,7 @@ class RolloutPool:
         async with self._lock:
             try:
                 if self._weights is not None:
-                    await replica.actor.update_weights.remote(*self._weights)
+                    await replica.actor.update_weights.remote(*await self._arguments(replica))
                 if self._canary is not None:
                     self._canary.check(await replica.actor.probe.remote(self._canary.prompts))
             except Exception as error:

@@ -81,18 +81,24 @@ class RayRuntime:
             ray.util.remove_placement_group(self._group)
         ray.shutdown()
 
-    def reserve(self, bundles: Sequence[Mapping[str, float]], timeout_s: float) -> None:
+    def reserve(self, bundles: Sequence[Mapping[str, float]], timeout_s: float) -> list[str]:
         """Take all places of the run at once, as near to one another as there is room; actors name theirs by index.
+
+        Returns the address of each place's machine.
 
         Raises InfrastructureError that names the shortage if the cluster has no room within ``timeout_s``.
         """
-        from ray.util.placement_group import placement_group
+        import ray
+        from ray.util.placement_group import placement_group, placement_group_table
 
         self._group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
         if not self._group.wait(timeout_seconds=timeout_s):
             asked = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
             told = " and ".join(f"{count:g} {kind}s" for kind, count in asked.items() if count)
             raise InfrastructureError(f"no room for {told} after {timeout_s:.0f} s: {_shortage()}")
+        address_of = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in ray.nodes()}
+        node_of: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
+        return [address_of[node_of[index]] for index in range(len(bundles))]
 
     def kill(self, actor: Any) -> None:
         """End an actor's process now; no harm if it has ended already."""
@@ -137,6 +143,13 @@ async def ready(what: str, answers: Sequence[Awaitable[Any]], timeout_s: float, 
         raise InfrastructureError(f"{what} not ready after {timeout_s:.0f} s: {_shortage()}") from None
     except Exception as error:
         raise first_cause(error, what, logs) from error
+
+
+def this_machine() -> str:
+    """The driver's address in the cluster."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def has_died(error: Exception) -> bool:

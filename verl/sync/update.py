@@ -20,7 +20,7 @@ class WeightEntry:
 
 @dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """One version of the weights, in one file that every engine on this machine can map."""
+    """One version of the weights, in one file that every engine on the same machine can map."""
 
     version: int
     path: str
@@ -28,3 +28,5 @@ class WeightUpdate:
     size_bytes: int
     checksum: int
     """CRC-32 of the whole file: an engine refuses a file that is not the one described."""
+    node: str = ""
+    """The node whose file it is, by Ray's id; empty where there is only one."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl.cluster.carriers import Carriers, this_node
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.pool import Canary, Probe, RolloutPool
 from verl.sync.canary import Reading, check
@@ -30,8 +32,9 @@ class WeightSync:
         folder: str,
         probes: Sequence[Sequence[int]],
         tolerance: float,
+        carriers: Carriers,
     ) -> None:
-        """``folder`` is shared memory of this machine; ``probes`` is the canary's fixed batch of prompts (ids).
+        """``folder`` is shared memory of the machine that publishes; ``probes`` are the canary's fixed prompts (ids).
 
         ``tolerance`` bounds the difference in log-prob of the canary's greedy tokens: 1e-4 in float32.
         """
@@ -41,6 +44,7 @@ class WeightSync:
         self._folder = folder
         self._probes = probes
         self._tolerance = tolerance
+        self._carriers = carriers
         self._held: WeightUpdate | None = None
 
     async def push(self, version: int) -> None:
@@ -62,14 +66,12 @@ class WeightSync:
         from verl.sync.carrier import publish
 
         update = publish(read_weights(folder, getattr(torch, self._dtype)), version, self._folder)
-        await self._load(update, version)
+        await self._load(replace(update, node=this_node()), version)
 
     async def _load(self, update: WeightUpdate, version: int) -> None:
-        from verl.sync.carrier import release
-
         await self._pool.update_weights(update, version)
         if self._held is not None and self._held.path != update.path:
-            release(self._held)
+            await self._carriers.release(self._held)
         self._held = update
 
 

@@ -1,0 +1,54 @@
+"""Ray as a run starts it: places taken at once, a shortage named, a dead actor told by us alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# In a process of its own: Ray, once it was started in one, is never quite out of it.
+RUN = """
+import asyncio, os, sys, time
+from pathlib import Path
+from verl.cluster.config import ClusterConfig
+from verl.cluster.ray_runtime import RayRuntime, first_cause, has_died, this_machine
+from verl.errors import InfrastructureError
+
+class Worker:
+    def pid(self): return os.getpid()
+    def die(self): os._exit(1)
+
+async def main(runtime):
+    worker = runtime.actor(Worker, 0, 0.0, 1)
+    before = await worker.pid.remote()
+    try:
+        await worker.die.remote()
+    except Exception as error:
+        assert has_died(error), error
+        assert "its process died" in str(first_cause(error, "rollout_0", []))
+    runtime.kill(worker)
+    again = runtime.actor(Worker, 0, 0.0, 1)
+    assert await again.pid.remote() != before
+    await asyncio.sleep(2)  # Ray's notice of the death would come by now
+
+with RayRuntime(ClusterConfig(), 1, Path(sys.argv[1])) as runtime:
+    assert runtime.reserve([{"CPU": 1.0}], 60) == [this_machine()]
+    asyncio.run(main(runtime))
+    try:
+        RayRuntime(ClusterConfig(), 1, Path(sys.argv[1])).reserve([{"CPU": 1.0}, {"CPU": 2.0}], 1)
+    except InfrastructureError as error:
+        print(error)
+"""
+
+
+def test_an_actor_that_dies_is_started_again_in_its_place_and_ray_says_nothing() -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, as sockets need
+        command = [sys.executable, "-c", RUN, folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "raylet" not in done.stdout + done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("no room for 3 CPUs after 1 s: the cluster has 0 of 1 CPUs free")
