@@ -80,9 +80,9 @@ async def processes(
         learner_actors = [
             runtime.actor(
                 LearnerActor,
-                place.learner[rank],
-                cluster.gpus_per_process,
                 cluster.learner_threads,
+                place=place.learner[rank],
+                gpus=cluster.gpus_per_process,
                 log=learner_logs[rank],
             )
             for rank in range(ranks)
@@ -146,12 +146,12 @@ def start_rollout(
             runtime.kill(actors.pop(worker))
         actors[worker] = runtime.actor(
             make_rollout_actor_class(),
-            place.rollout[worker],
-            config.cluster.gpus_per_process * engine.tensor_parallel_size,
             engine.threads,
             model,
             engine,
             spec,
+            place=place.rollout[worker],
+            gpus=config.cluster.gpus_per_process * engine.tensor_parallel_size,
             log=logs / f"rollout_{worker}.log",
             run_seed=config.seed,
             deterministic=config.deterministic,

@@ -63,8 +63,8 @@ def find_faults(config: RunConfig, path: Path) -> list[str]:
     transfer = config.rollout.engine.weight_transfer
     if transfer != "shm":
         faults.append(
-            f"rollout.engine.weight_transfer={transfer}: the learner sends weights as files only so far, through shared "
-            "memory and once to each other node; write shm"
+            f"rollout.engine.weight_transfer={transfer}: the learner sends weights as files only so far, "
+            "through shared memory and once to each other node; write shm"
         )
     return faults
 

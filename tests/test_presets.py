@@ -80,7 +80,9 @@ def test_a_preset_for_one_node_becomes_one_for_four() -> None:
     config = recipe("research_qwen2.5_7b", "hardware=gpu32")
     plan = make_plan(config, shape(config))
     check_plan(plan)
-    assert dict(plan.sections["processes"])["GPUs"].startswith("32 ")
+    processes = dict(plan.sections["processes"])
+    assert processes["GPUs"].startswith("32 ")
+    assert processes["Ray"].endswith("16 x (1 CPU + 1 GPU), 8 x (1 CPU + 2 GPU)")
 
 
 def test_a_preset_on_too_little_memory_is_refused_by_its_plan() -> None:

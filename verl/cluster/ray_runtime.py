@@ -107,22 +107,27 @@ class RayRuntime:
         self._actors.remove(actor)
         ray.kill(actor)
 
-    def actor(self, cls: type, place: int, gpus: float, threads: int, *args: Any, **kwargs: Any) -> Any:
+    def actor(
+        self, cls: type, threads: int, *args: Any, place: int | None = None, gpus: float = 0.0, **kwargs: Any
+    ) -> Any:
         """Start an actor in its own process, with its threads set before anything is imported there.
 
-        ``place`` is the index of a reserved bundle, ``gpus`` what the actor takes of it.
+        ``place`` is the index of a reserved bundle (none: wherever there is a CPU), ``gpus`` what it takes of it.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         from verl.cluster.processes import thread_environment
 
+        strategy: Any = "DEFAULT"
+        if place is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
         handle = (
             ray.remote(cls)
             .options(
                 num_cpus=1,
                 num_gpus=gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place),
+                scheduling_strategy=strategy,
                 runtime_env={"env_vars": thread_environment(threads)},
             )
             .remote(*args, **kwargs)

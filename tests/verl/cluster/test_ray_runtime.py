@@ -22,7 +22,7 @@ class Worker:
     def die(self): os._exit(1)
 
 async def main(runtime):
-    worker = runtime.actor(Worker, 0, 0.0, 1)
+    worker = runtime.actor(Worker, 1, place=0)
     before = await worker.pid.remote()
     try:
         await worker.die.remote()
@@ -30,7 +30,7 @@ async def main(runtime):
         assert has_died(error), error
         assert "its process died" in str(first_cause(error, "rollout_0", []))
     runtime.kill(worker)
-    again = runtime.actor(Worker, 0, 0.0, 1)
+    again = runtime.actor(Worker, 1, place=0)
     assert await again.pid.remote() != before
     await asyncio.sleep(2)  # Ray's notice of the death would come by now
 
