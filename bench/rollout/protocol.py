@@ -1,0 +1,35 @@
+"""A protocol for a policy that has learned nothing: whatever it writes is a query, until its turns are used up."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from search_agent.protocols.autorefine import AutoRefine
+from search_agent.protocols.autorefine import Config as AutoRefineConfig
+from search_agent.protocols.base import Action, Search
+
+
+@dataclass(frozen=True)
+class Config:
+    """What ends a turn."""
+
+    stop: str
+    """The stop string."""
+
+
+class AlwaysSearch(AutoRefine):
+    """AutoRefine's prompt and observations around turns that all search."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(AutoRefineConfig())
+        self.stop = (config.stop,)
+
+    def parse(self, text: str) -> Action:
+        """The query is a digest of the turn: as good as unique, and the same for the same turn in another arm."""
+        return Search(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+
+
+def build(config: Config) -> AlwaysSearch:
+    """Make the protocol."""
+    return AlwaysSearch(config)
