@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,21 +48,29 @@ class Played:
         return self.episodes / self.seconds
 
 
-def run(name: ArmName, model: Path, url: str, batches: int, groups: int) -> Played:
-    """Play ``batches`` batches of ``groups`` groups in a fresh process."""
+def run(
+    name: ArmName, model: Path, url: str, batches: int, groups: int, core: int | None = None, first: int = 0
+) -> Played:
+    """Play ``batches`` batches of ``groups`` groups, from task ``first`` on, in a fresh process (on one core)."""
     code = "import sys; from bench.rollout.arm import child; child(*sys.argv[1:])"
-    arguments = [name, str(model), url, str(batches), str(groups)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    arguments = [name, str(model), url, str(batches), str(groups), str(first)]
+    done = subprocess.run([*pinned, sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"arm {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return Played(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def child(name: ArmName, model: str, url: str, batches: str, groups: str) -> None:
+def child(name: ArmName, model: str, url: str, batches: str, groups: str, first: str) -> None:
     """The process of an arm; its last line is ``Played`` as JSON."""
-    work = [workload.requests(int(groups), first=batch * int(groups)) for batch in range(int(batches))]
-    play = _lockstep if name.startswith("lockstep") else _ours
-    played = asyncio.run(play(name, Path(model), url, work))
+    size = int(groups)
+    work = [workload.requests(size, first=int(first) + batch * size) for batch in range(int(batches))]
+    if name.startswith("lockstep"):
+        played = asyncio.run(_lockstep(name, Path(model), url, work))
+    else:
+        # The group buffer counts from 0.
+        renumbered = [[replace(request, number=request.number - int(first)) for request in batch] for batch in work]
+        played = asyncio.run(_ours(name, Path(model), url, renumbered))
     print(json.dumps(dataclasses.asdict(played)))
 
 

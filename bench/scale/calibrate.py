@@ -1,0 +1,86 @@
+"""One engine's rates, measured: what a step costs, and a request and a read token in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.harness import ROOT
+from bench.scale.simulate import Rates
+
+if TYPE_CHECKING:
+    from verl.rollout.engine import VllmEngine
+
+PREFIX_TOKENS, NEW_TOKENS, DECODED = 1200, 500, 33
+FEW, MANY = 1, 64
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds inside engine steps."""
+
+    decode_few_s: float
+    """A decoding step of ``FEW`` requests."""
+    decode_many_s: float
+    read_s: float
+    """Reading ``NEW_TOKENS`` behind a cached prefix, once for each of ``MANY`` requests, with one decoding step."""
+
+
+def rates(timing: Timing) -> Rates:
+    """The three unknowns of three timings."""
+    request_s = (timing.decode_many_s - timing.decode_few_s) / (MANY - FEW)
+    step_s = timing.decode_few_s - FEW * request_s
+    return Rates(step_s, request_s, (timing.read_s - timing.decode_many_s) / (MANY * NEW_TOKENS))
+
+
+def measure(model: Path) -> Rates:
+    """In a process of its own, on the first core."""
+    code = "import sys; from bench.scale.calibrate import child; child(sys.argv[1])"
+    command = ["taskset", "-c", "0", sys.executable, "-c", code, str(model)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the calibration ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return rates(Timing(**json.loads(done.stdout.splitlines()[-1])))
+
+
+def child(model: str) -> None:
+    """The process; its last line is ``Timing`` as JSON."""
+    print(json.dumps(asdict(asyncio.run(_timing(Path(model))))))
+
+
+async def _timing(model: Path) -> Timing:
+    from bench.rollout.workload import engine_config
+    from verl.rollout.engine import VllmEngine
+
+    engine = VllmEngine(model, engine_config(prefix_caching=True), seed=0)
+    draw = random.Random(0)
+    prefixes = [[draw.randrange(5, 1500) for _ in range(PREFIX_TOKENS)] for _ in range(MANY)]
+    await _busy_s(engine, prefixes, 1)  # fills the cache
+    decode = [
+        (await _busy_s(engine, prefixes[:count], DECODED) - await _busy_s(engine, prefixes[:count], 1)) / (DECODED - 1)
+        for count in (FEW, MANY)
+    ]
+    longer = [[*prefix, *draw.choices(range(5, 1500), k=NEW_TOKENS)] for prefix in prefixes]
+    read = await _busy_s(engine, longer, 1)
+    await engine.close()
+    return Timing(decode[0], decode[1], read)
+
+
+async def _busy_s(engine: VllmEngine, prompts: list[list[int]], tokens: int) -> float:
+    from verl.rollout.engine import GenerateRequest
+    from verl.rollout.interfaces import Sampling, Turn
+
+    before = engine.stats().busy_s
+    # A stop string that never comes: the text is looked at, as in a real turn. Special tokens may end a request early;
+    # with so few tokens hardly any does.
+    turn = Turn(tokens, ("no such text",))
+    await asyncio.gather(
+        *engine.generate_many([GenerateRequest(ids, turn, Sampling(), seed) for seed, ids in enumerate(prompts)])
+    )
+    return engine.stats().busy_s - before

@@ -1,0 +1,78 @@
+"""The discrete-event model gives the closed form wherever there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bench.scale.simulate import Fleet, Load, Rates, simulate
+
+RATES = Rates(step_s=0.01, request_s=0.001, prefill_s=1e-5)
+ONE = Load(
+    groups_per_step=1,
+    group_size=1,
+    turns=3,
+    prompt_tokens=100,
+    observation_tokens=50,
+    turn_tokens=1,
+    search_median_s=0.0,
+    tail_share=0.0,
+)
+"""One episode of three turns of one token each, searches that take no time."""
+READING_S = (100 + 50 + 50) * 1e-5
+
+
+def test_one_episode_without_latency_takes_its_steps_and_its_reading() -> None:
+    outcome = simulate(RATES, ONE, Fleet(engines=1), steps=1)
+    assert outcome.seconds == pytest.approx(3 * 0.011 + READING_S)
+    assert outcome.engine_busy == pytest.approx(1.0)
+
+
+def test_a_search_that_always_takes_the_tail_leaves_the_engine_idle_meanwhile() -> None:
+    load = dataclasses.replace(ONE, tail_share=1.0, tail_s=5.0)
+    outcome = simulate(RATES, load, Fleet(engines=1), steps=1)
+    working = 3 * 0.011 + READING_S
+    assert outcome.seconds == pytest.approx(working + 2 * 5.0)
+    assert outcome.engine_busy == pytest.approx(working / outcome.seconds)
+
+
+def test_on_policy_engine_and_learner_take_turns() -> None:
+    rates = dataclasses.replace(RATES, learn_s=0.2, sync_s=0.05)
+    outcome = simulate(rates, ONE, Fleet(engines=1), steps=4)
+    rollout = 3 * 0.011 + READING_S
+    assert outcome.seconds == pytest.approx(4 * (rollout + 0.2 + 0.05))
+    assert outcome.learner_busy == pytest.approx(0.2 / (rollout + 0.25))
+
+
+def test_with_staleness_the_slower_side_sets_the_pace() -> None:
+    rates = dataclasses.replace(RATES, learn_s=1.0)
+    outcome = simulate(rates, ONE, Fleet(engines=1, max_staleness=2), steps=50)
+    assert outcome.seconds == pytest.approx(50 * 1.0, rel=0.01)
+    assert outcome.learner_busy > 0.99
+
+
+def test_two_engines_share_the_groups_and_two_learners_halve_the_learning() -> None:
+    load = dataclasses.replace(ONE, groups_per_step=2)
+    rates = dataclasses.replace(RATES, learn_s=0.2)
+    together = simulate(rates, load, Fleet(engines=2, learners=2), steps=1)
+    assert together.seconds == pytest.approx(3 * 0.011 + READING_S + 0.2)
+
+
+def test_requests_beyond_an_engines_batch_wait() -> None:
+    load = dataclasses.replace(ONE, groups_per_step=2, turns=1)
+    outcome = simulate(RATES, load, Fleet(engines=1, max_running=1), steps=1)
+    assert outcome.seconds == pytest.approx(2 * (0.011 + 100 * 1e-5))
+
+
+def test_samples_of_a_task_read_their_prompt_once() -> None:
+    load = dataclasses.replace(ONE, group_size=4, turns=1)
+    outcome = simulate(RATES, load, Fleet(engines=1), steps=1)
+    assert outcome.seconds == pytest.approx(0.01 + 4 * 0.001 + 100 * 1e-5)
+
+
+def test_every_episode_of_every_step_is_counted_and_more_engines_are_never_slower() -> None:
+    load = Load(groups_per_step=4)
+    times = [simulate(RATES, load, Fleet(engines=n, max_staleness=1), steps=4).seconds for n in (1, 2, 4)]
+    assert times == sorted(times, reverse=True)
+    assert simulate(RATES, load, Fleet(engines=2), steps=4).episodes == 4 * 4 * 8
