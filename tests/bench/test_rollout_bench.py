@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
+import aiohttp
 import pytest
 
-from bench.rollout import lockstep, workload
+from bench.rollout import lockstep, proxy, whole_step, workload
 from bench.rollout.arm import Played
 from bench.rollout.latency import TAIL_S, latency_s
 from bench.rollout.model import nearest_pair
+from bench.rollout.retriever import serving
 from bench.rollout.throughput import figures
 from search_agent.retrieval.types import SearchResult
 from verl.rollout.episode import EpisodeKey
@@ -99,3 +102,30 @@ def test_ours_is_judged_against_arm_a() -> None:
     verdicts = {row.figure: row.holds for row in figures({"lockstep": fast, "ours": slow}, 0.3, judged=True)}
     assert verdicts["throughput, ours / A, 300 ms"] is False
     assert verdicts["tokens prefilled, ours / A, 300 ms"] is False
+
+
+def test_a_run_is_read_without_its_first_steps_and_judged_by_ratio_and_interval() -> None:
+    summary = {"after": {"sampled": {"em": 0.8, "em_interval": [0.74, 0.85]}}}
+    rows = [{"seconds/step": seconds} for seconds in (100.0, 100.0, 6.0, 8.0)]
+    slow = whole_step.read_run(summary, [{"dev/em": 1.0}, *rows])
+    assert slow == whole_step.Run(7.0, 0.8, (0.74, 0.85))
+    fast, worse = replace(slow, step_s=3.5), replace(slow, step_s=6.5, em=0.6)
+    verdicts = [row.holds for row in whole_step.figures([slow], [fast], judged=True)]
+    assert verdicts == [True, None, None, None, True]
+    verdicts = [row.holds for row in whole_step.figures([slow], [worse], judged=True)]
+    assert verdicts == [False, None, None, None, False]
+
+
+async def test_the_proxy_passes_on_what_the_server_says() -> None:
+    with serving(0.01) as upstream:
+        url, process = proxy.start(upstream, 0.01)
+        try:
+            async with aiohttp.ClientSession() as session:
+                body = {"queries": ["a", "b"], "topk": 3, "return_scores": True}
+                answers = [
+                    await (await session.post(f"{address}/retrieve", json=body)).json() for address in (upstream, url)
+                ]
+                assert answers[0] == answers[1]
+                assert (await session.get(f"{url}/info")).status == 404
+        finally:
+            process.kill()
