@@ -88,14 +88,18 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
     """All runs of one mode."""
     whole = finish(folder / "undisturbed", arguments)
     print(f"{mode}: undisturbed in {whole.seconds:.0f} s", flush=True)
+    life_s = whole.seconds
     random, suffered, ended = Random(f"{mode}-{seed}"), list[Kill](), list[Ended]()
     while len(suffered) < kills:
         run_dir, number = folder / f"run_{len(ended)}", len(ended)
         done = False
         while not done and len(suffered) < kills:
-            kill = start_and_kill(run_dir, arguments, mode, number, random.uniform(0.5, whole.seconds))
+            began = time.monotonic()
+            kill = start_and_kill(run_dir, arguments, mode, number, random.uniform(0.5, life_s))
             done = kill is None
-            if kill is not None:
+            if kill is None:
+                life_s = time.monotonic() - began  # other work on the machine changes it
+            else:
                 suffered.append(kill)
                 print(json.dumps(asdict(kill)), flush=True)
         ended.append(finish(run_dir, arguments))
