@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT
+from verl.cluster.processes import parent_variable
 
 TIMING = ("time", "seconds/", "tokens_per_s", "warmup/tokens_per_s", "busy/", "idle/", "search/")
 """What timing decides, and nothing else, may differ between two deterministic runs of one configuration."""
@@ -23,7 +24,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 def launch(
     run_dir: Path, arguments: Iterable[str], *, module: str = "search_agent.train", **variables: str
 ) -> subprocess.Popen[str]:
-    """Start a command in the background; what it prints is appended to ``<run_dir>.out``."""
+    """Start a command in the background; what it prints is appended to ``<run_dir>.out``. It ends with this process."""
     with open(f"{run_dir}.out", "a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments, f"run_dir={run_dir}"],
@@ -31,7 +32,7 @@ def launch(
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "NO_COLOR": "1", **variables},
+            env={**os.environ, "NO_COLOR": "1", **parent_variable(), **variables},
             # What starts it in the background may ignore Ctrl-C, and a child would inherit that.
             preexec_fn=_heed_interrupts,
         )
