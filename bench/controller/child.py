@@ -72,9 +72,8 @@ async def _step(count: int, tokens: int, folder: Path) -> Step:
     # Several times the trajectories of a step, as its key says: 20 bytes a token cover ids, credit and texts.
     store_mib = 128 + (count * tokens * 20 >> 20)
     with RayRuntime(ClusterConfig(object_store_mib=store_mib), 2, folder / "ray") as runtime:
-        runtime.reserve([{"CPU": 1.0}, {"CPU": 1.0}], timeout_s=120)
-        rollout = runtime.actor(StubRollout, 0, 0.0, 1, tokens)
-        learner = runtime.actor(StubLearner, 1, 0.0, 1, 1)
+        rollout = runtime.actor(StubRollout, 1, tokens)
+        learner = runtime.actor(StubLearner, 1, 1)
         await _measure(rollout, learner, episodes.GROUP, tokens, folder)  # imports, first calls
         before = _resident_mib()
         spent, seconds = await _measure(rollout, learner, count, tokens, folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     for staleness in (0, 2):
         runs[staleness] = [play(folder / f"{staleness}-{seed}", warm, staleness, seed, steps) for seed in range(seeds)]
     yield from figures(runs[0], runs[2], judged=not quick)
+    shutil.rmtree(folder)  # after a failure it stays, with its logs
 
 
 def warm_model(folder: Path, quick: bool) -> Path:
