@@ -104,9 +104,9 @@ def test_ours_is_judged_against_arm_a() -> None:
     assert verdicts["tokens prefilled, ours / A, 300 ms"] is False
 
 
-def test_a_run_is_read_without_its_first_steps_and_judged_by_ratio_and_interval() -> None:
+def test_a_run_is_read_over_all_its_steps_and_judged_by_ratio_and_interval() -> None:
     summary = {"after": {"sampled": {"em": 0.8, "em_interval": [0.74, 0.85]}}}
-    rows = [{"seconds/step": seconds} for seconds in (100.0, 100.0, 6.0, 8.0)]
+    rows = [{"seconds/step": seconds} for seconds in (6.0, 8.0)]
     slow = whole_step.read_run(summary, [{"dev/em": 1.0}, *rows])
     assert slow == whole_step.Run(7.0, 0.8, (0.74, 0.85))
     fast, worse = replace(slow, step_s=3.5), replace(slow, step_s=6.5, em=0.6)
