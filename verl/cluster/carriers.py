@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+from verl.cluster.calls import answer
 from verl.cluster.ray_runtime import first_cause, has_died
 from verl.errors import InfrastructureError
 from verl.sync.relay import RunFolderInMemory, read_piece, receive
@@ -121,10 +122,6 @@ class Carriers:
 
     async def close(self) -> None:
         """Let every node that still answers remove what it received."""
-        closing = [asyncio.ensure_future(_answer(actor.close.remote())) for actor in self._actors.values()]
+        closing = [asyncio.ensure_future(answer(actor.close.remote())) for actor in self._actors.values()]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
-
-
-async def _answer(call: Awaitable[Any]) -> Any:
-    return await call

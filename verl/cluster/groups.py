@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import OptimizerConfig
+    from verl.sync.canary import Probe
     from verl.sync.update import WeightUpdate
     from verl.trajectory import FloatArray
-
-Probe = list[tuple[int, float, float]]
 
 
 class LearnerGroup:

@@ -15,6 +15,9 @@ from verl.errors import InfrastructureError
 # Past this many nats on average no rounding is to blame.
 _OTHER_WEIGHTS = 1e-2
 
+Probe = list[tuple[int, float, float]]
+"""One side's answer to the canary's prompts: the most likely next token, its log-prob, its lead over the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from verl.cluster.carriers import Carriers, this_node
 from verl.cluster.groups import LearnerGroup
-from verl.cluster.pool import Canary, Probe, RolloutPool
-from verl.sync.canary import Reading, check
+from verl.cluster.pool import RolloutPool
+from verl.cluster.replica import Canary
+from verl.sync.canary import Probe, Reading, check
 
 if TYPE_CHECKING:
     from verl.sync.update import WeightUpdate
@@ -75,6 +76,6 @@ class WeightSync:
         self._held = update
 
 
-def _reading(answers: Sequence[tuple[int, float, float]], margins: Sequence[Sequence[float]] = ()) -> Reading:
+def _reading(answers: Probe, margins: Sequence[Sequence[float]] = ()) -> Reading:
     """Greedy next tokens with their log-probs; the canary skips each row's first entry, which has no context."""
     return Reading([[0.0, logprob] for _, logprob, _ in answers], [[token] for token, _, _ in answers], margins)

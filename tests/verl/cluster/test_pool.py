@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 
-from verl.cluster.pool import EPISODES_PER_CALL, Canary, RolloutPool
+from verl.cluster.pool import EPISODES_PER_CALL, RolloutPool
+from verl.cluster.replica import Canary
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.groups import Group, GroupRequest
@@ -286,7 +287,7 @@ async def test_a_worker_that_is_starting_again_is_waited_for_before_engines_slee
 
 
 async def test_the_watchdog_is_told_what_each_worker_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verl.cluster.pool.STATUS_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("verl.cluster.replica.STATUS_TIMEOUT_S", 0.01)
     processes = Processes(tmp_path, 3)
     await processes.pool.ready()
     processes.now(0).go.clear()
