@@ -197,6 +197,13 @@ async def _minutes(
     return samples
 
 
+def _own_memory(pid: int) -> float:
+    """MB that are there because of this process; pages of libraries, shared with whatever else runs, are not."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    return sum(kilobytes) / 1e3
+
+
 def _look(run_dir: Path, driver: int) -> dict[str, Any]:
     """The run's processes now, and what it has trained on."""
     trained = runs.rows(run_dir, "trained.jsonl")
@@ -205,7 +212,7 @@ def _look(run_dir: Path, driver: int) -> dict[str, Any]:
     for pid in [driver, *runs.run_processes(run_dir)]:
         try:
             process = psutil.Process(pid)
-            memory = process.memory_full_info().pss / 1e6  # what processes share counts once
+            memory = _own_memory(pid)
             found = {"memory_mb": memory, "handles": process.num_fds(), "threads": process.num_threads()}
             kind = "driver" if pid == driver else process.name().split(":")[-1].split(".")[0]
         except (psutil.Error, OSError):
