@@ -30,7 +30,7 @@ class JsonlFile:
     def append(self, step: int, row: Mapping[str, Any]) -> None:
         """Append one line, ``step`` first."""
         if self._file is None:
-            truncate(self._path, step)
+            cut_from(self._path, step, row)
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         line = (json.dumps({"step": step, **row}) + "\n").encode()
         written = os.write(self._file, line)
@@ -57,11 +57,19 @@ class JsonlTracker(JsonlFile):
         self.append(step, {"time": round(time.time(), 3), **numbers})
 
 
-def truncate(path: Path, step: int) -> None:
-    """Drop every line of ``step`` or later, and a last line that was cut off in writing."""
+def cut_from(path: Path, step: int, row: Mapping[str, Any]) -> None:
+    """Drop what a killed process wrote from ``row`` of ``step`` on, and a last line that was cut off in writing.
+
+    Several rows may have one step, an evaluation after the step's own: the row that is repeated is known by its names.
+    So a run that goes on with the evaluation after step 12 keeps the row of step 12 itself.
+    """
     if not path.exists():
         return
-    kept = [line for row, line in _rows(path) if row["step"] < step]
+    kept = []
+    for old, line in _rows(path):
+        if old["step"] > step or (old["step"] == step and not old.keys().isdisjoint(row.keys() - {"step", "time"})):
+            break
+        kept.append(line)
     text = "".join(f"{line}\n" for line in kept)
     if text != path.read_text():
         temporary = path.with_name(f".{path.name}.writing")

@@ -54,6 +54,23 @@ def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
     assert read_metrics(path)[-2]["loss"] == 30.0
 
 
+def test_a_run_that_goes_on_with_a_steps_evaluation_keeps_the_step(tmp_path: Path) -> None:
+    """The checkpoint at the end of the warm-up lies between the last step's row and the first evaluation's."""
+    path = tmp_path / "m.jsonl"
+    first = JsonlTracker(path)
+    for step in (11, 12):
+        first.log(step, {"warmup/loss": float(step)})
+    first.log(12, {"dev/em": 0.0})
+    first.log(13, {"loss": 1.0})
+    JsonlTracker(path).log(12, {"dev/em": 0.5})
+    assert [sorted(row.keys() - {"time"}) for row in read_metrics(path)] == [
+        ["step", "warmup/loss"],
+        ["step", "warmup/loss"],
+        ["dev/em", "step"],
+    ]
+    assert read_metrics(path)[-1]["dev/em"] == 0.5
+
+
 def test_a_line_broken_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1}\nbroken\n{"step": 2}\n')
