@@ -1,4 +1,6 @@
-"""Every algorithm preset of the quick start, each by its own command: what it reaches, how soon, and one picture.
+"""Every algorithm preset of the quick start: what it reaches, how soon, and one picture.
+
+All start from one warm-up, which is the same in each preset, and which ``SLEUTH_BENCH_WARM=FOLDER`` brings along.
 
 A preset holds if the best checkpoint's greedy exact match on the clean test is 0.90 or more and reinforcement took six
 minutes or less. The picture (``docs/results/algorithms.png``) has the training reward over steps. ``--quick`` makes
@@ -16,6 +18,7 @@ from typing import Any
 
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
+from bench.main_job.warm import warm_model
 from search_agent.grid import Member, plan_grid, run_grid
 from search_agent.grid_report import draw_curves
 
@@ -29,8 +32,10 @@ def measure(quick: bool) -> Iterator[Figure]:
     Path("runs").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="algorithms-", dir="runs"))
     presets = PRESETS[1:3] if quick else PRESETS
-    overrides = [override for override in SHORT if not override.startswith("trainer.drop")] if quick else []
-    arguments = [f"recipe={','.join(presets)}", *overrides, f"run_dir={folder}"]
+    short = [override for override in SHORT if not override.startswith(("trainer.drop", "warmup."))]
+    model = warm_model(folder / "warmup", quick=quick)
+    warm = [f"model={model}", "warmup.steps=0", "warmup.all_weights=false"]
+    arguments = [f"recipe={','.join(presets)}", *(short if quick else []), *warm, f"run_dir={folder}"]
     _, members = plan_grid(arguments)
     run_grid(arguments)
     finished = [member for member in members if member.finished]

@@ -3,7 +3,7 @@
 All arms start from the same warm-up, with the same tasks and seeds, and differ in one thing each. They share one set of
 live processes: between two arms the learner loads the warm-up again. Staleness is exact: a batch is trained on
 ``staleness`` versions after the weights that sampled it. Writes ``docs/results/collapse.png`` and, beside it, every
-step's numbers. ``COLLAPSE_MODEL=FOLDER`` takes a finished warm-up instead of making one; ``COLLAPSE_ARMS=a,b`` makes
+step's numbers. ``SLEUTH_BENCH_WARM=FOLDER`` takes a finished warm-up instead of making one; ``COLLAPSE_ARMS=a,b`` makes
 some arms and keeps the others' numbers. ``--quick`` plays two steps of two arms and keeps nothing.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.harness import ROOT, Figure, main
+from bench.main_job.warm import warm_model
 from search_agent.command import load_config
 from search_agent.config import RunConfig
 from search_agent.inputs import read_inputs
@@ -76,7 +75,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Every arm's reward at the start, at best and at the end; nothing here holds or fails."""
     (ROOT / "runs").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="collapse-", dir=ROOT / "runs"))
-    model = os.environ.get("COLLAPSE_MODEL") or warm_up(folder / "warmup", 20 if quick else None)
+    model = warm_model(folder / "warmup", quick=quick)
     wanted = os.environ.get("COLLAPSE_ARMS")
     arms = wanted.split(",") if wanted else list(ARMS)
     stored = PICTURE.with_suffix(".json")
@@ -101,14 +100,6 @@ def measure(quick: bool) -> Iterator[Figure]:
         yield Figure(f"{name}: sampled reward, first step", rows[0]["reward"], "")
         yield Figure(f"{name}: sampled reward, best, smoothed", max(rewards), "")
         yield Figure(f"{name}: sampled reward, last, smoothed", rewards[-1], "")
-
-
-def warm_up(run_dir: Path, steps: int | None) -> str:
-    """The quick start's warm-up, as a Hugging Face folder."""
-    short = ["trainer.steps=1", "evaluation.dev_tasks=8", "evaluation.test_tasks=8", f"run_dir={run_dir}"]
-    limit = [] if steps is None else [f"warmup.steps={steps}"]
-    subprocess.run([sys.executable, "-m", "search_agent.train", *short, *limit], cwd=ROOT, check=True)
-    return str(min((run_dir / "checkpoints").glob("step_*/hf")))
 
 
 async def play(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, Figure, main
+from bench.main_job.warm import warm_model
 from bench.rollout import proxy
 
 MEDIAN_S = 0.3
@@ -46,22 +47,13 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Three seeds of each arm, one run after the other; ``quick``: one seed, few steps, recorded only."""
     Path("runs").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="whole-step-", dir="runs"))
-    warm = warm_model(folder, quick)
+    warm = Path(warm_model(folder / "warm", quick=quick))
     steps, seeds = (3, 1) if quick else (STEPS, 3)
     runs: dict[int, list[Run]] = {}
     for staleness in (0, 2):
         runs[staleness] = [play(folder / f"{staleness}-{seed}", warm, staleness, seed, steps) for seed in range(seeds)]
     yield from figures(runs[0], runs[2], judged=not quick)
     shutil.rmtree(folder)  # after a failure it stays, with its logs
-
-
-def warm_model(folder: Path, quick: bool) -> Path:
-    """The folder of a warmed-up model."""
-    if given := os.environ.get("SLEUTH_BENCH_WARM"):
-        return Path(given)
-    steps = 20 if quick else WARMUP_STEPS
-    train(folder / "warm", 0.0, [f"warmup.steps={steps}", "trainer.steps=1", "trainer.keep_checkpoints=9", *_short(16)])
-    return folder / "warm" / "checkpoints" / f"step_{steps:06d}" / "hf"
 
 
 def play(folder: Path, warm: Path, staleness: int, seed: int, steps: int) -> Run:
