@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from search_agent.preflight import model_faults
     from search_agent.report import evaluation_table
-    from verl.cluster.reaper import start_guardian
+    from verl.cluster.guardian import start_guardian
     from verl.trainer.run_folder import RunFolder
 
     config = evaluated_config(arguments)

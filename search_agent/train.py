@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = open_folder(config, path)
     if folder.read_json("summary.json") is None:
         from search_agent.inputs import read_inputs
-        from verl.cluster.reaper import start_guardian
+        from verl.cluster.guardian import start_guardian
 
         guardian = start_guardian(folder.path)
         try:
@@ -72,7 +72,7 @@ def print_plan(config: RunConfig) -> int:
 
 def open_folder(config: RunConfig, path: Path) -> RunFolder:
     """The run's folder, after making sure that no live process owns it."""
-    from verl.cluster.reaper import reap_orphans
+    from verl.cluster.guardian import reap_orphans
     from verl.trainer.run_folder import RunFolder
 
     if path.exists():

@@ -26,7 +26,7 @@ from search_agent.inputs import read_inputs
 from search_agent.launch import Live, processes
 from search_agent.train import probe_ids
 from verl.algorithms.config import CorrectionConfig, GuardConfig, LossConfig
-from verl.cluster.reaper import start_guardian
+from verl.cluster.guardian import start_guardian
 from verl.data.order import EpochOrder
 from verl.data.tasks import Task
 from verl.learner.config import OptimizerConfig

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from verl.cluster.reaper import TOKEN_VARIABLE, find, reap_orphans, started
+from verl.cluster.guardian import reap_orphans
+from verl.cluster.reaper import TOKEN_VARIABLE, find, started
 from verl.errors import UserError
 
 # A tree of the worst behaved kind: deaf to SIGTERM and SIGINT, in a session of its own, its parent gone, mapping shared
@@ -31,7 +32,7 @@ time.sleep(600)
 """
 DRIVER = """
 import os, pathlib, subprocess, sys, time
-from verl.cluster.reaper import start_guardian
+from verl.cluster.guardian import start_guardian
 folder, daemon, shared, note = sys.argv[1:]
 guardian = start_guardian(pathlib.Path(folder))
 guardian.scratch.mkdir(); (guardian.scratch / "session").write_text("x")
@@ -132,7 +133,7 @@ def test_shared_memory_of_a_process_that_ended_before_the_driver_is_removed(tmp_
         "print('made', flush=True); time.sleep(600)"
     )
     driver = (
-        "import sys, pathlib, subprocess; from verl.cluster.reaper import start_guardian;"
+        "import sys, pathlib, subprocess; from verl.cluster.guardian import start_guardian;"
         "guardian = start_guardian(pathlib.Path(sys.argv[1]));"
         "child = subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[3]]); sys.stdin.readline();"
         "child.kill(); child.wait(); guardian.close()"
@@ -158,7 +159,7 @@ def test_a_folder_can_be_taken_again_at_once_after_its_driver_was_killed(run: Ru
     run.driver.kill()
     run.driver.wait()
     code = (
-        "import sys, pathlib; from verl.cluster.reaper import start_guardian;"
+        "import sys, pathlib; from verl.cluster.guardian import start_guardian;"
         "start_guardian(pathlib.Path(sys.argv[1])).close()"
     )
     subprocess.run([sys.executable, "-c", code, str(run.folder)], check=True, timeout=30)
