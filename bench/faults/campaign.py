@@ -27,10 +27,11 @@ from bench.faults import runs
 from bench.harness import Figure, main
 from verl.trainer.run_folder import RunFolder
 
-STEPS, PROMPTS, SAMPLES, STALENESS = 6, 4, 4, 2
+WARMUP, STEPS, PROMPTS, SAMPLES, STALENESS = 300, 6, 4, 4, 2
 SMALL = (
-    "warmup.steps=12",
-    "warmup.save_every_steps=5",
+    f"warmup.steps={WARMUP}",  # enough for a policy that searches
+    "warmup.sequences_per_step=16",
+    "warmup.save_every_steps=50",
     f"trainer.steps={STEPS}",
     f"trainer.prompts_per_step={PROMPTS}",
     f"trainer.samples_per_prompt={SAMPLES}",
@@ -39,7 +40,6 @@ SMALL = (
     "evaluation.every_steps=3",
     "evaluation.dev_tasks=4",
     "evaluation.test_tasks=6",
-    "environment.max_tokens_per_turn=32",
     "rollout.engine.kv_cache_gib=0.125",
     "cluster.start_timeout_s=600",
 )
@@ -106,6 +106,8 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
         for fault in differences(ended[-1].folder, whole.folder, identical="deterministic=true" in arguments):
             print(f"{mode}, run {number}: {fault}", flush=True)
     faults = [differences(run.folder, whole.folder, identical="deterministic=true" in arguments) for run in ended]
+    searches = sum(round(row["calls"] * row["n"]) for row in runs.rows(whole.folder) if "reward" in row)
+    yield Figure.at_least(f"{mode}: searches in a run", searches, "", 1)
     yield Figure.at_least(f"{mode}: kills", len(suffered), "", kills)
     yield Figure(f"{mode}: runs that were killed and ended", len(ended), "")
     yield Figure.at_most(f"{mode}: runs that differ or lost something", sum(map(bool, faults)), "", 0)

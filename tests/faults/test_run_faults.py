@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from bench.faults import campaign, runs
-from bench.faults.campaign import SMALL, differences
+from bench.faults.campaign import SMALL, WARMUP, differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 
 RUN = [*SMALL, "deterministic=true"]
-WARMUP = 12
 
 
 @pytest.fixture(scope="module")
