@@ -58,7 +58,7 @@ class Kill:
     mode: str
     run: int
     after_s: float
-    """Since that start of the driver."""
+    """Since that start of the driver, or since its first metrics."""
     where: str
     """What the run was doing."""
     processes: int
@@ -95,7 +95,9 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
         done = False
         while not done and len(suffered) < kills:
             began = time.monotonic()
-            kill = start_and_kill(run_dir, arguments, mode, number, random.uniform(0.5, life_s))
+            working = random.random() < 0.5  # half of the kills count from the first new step: starts are long
+            after_s = random.uniform(0, life_s / 2) if working else random.uniform(0.5, life_s)
+            kill = start_and_kill(run_dir, arguments, mode, number, after_s, working=working)
             done = kill is None
             if kill is None:
                 life_s = time.monotonic() - began  # other work on the machine changes it
@@ -116,12 +118,19 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
     yield Figure(f"{mode}: slowest clean-up", max(kill.clean_after_s for kill in suffered), "s")
 
 
-def start_and_kill(run_dir: Path, arguments: Sequence[str], mode: str, number: int, after_s: float) -> Kill | None:
-    """Start the run and kill its driver after a while; None if it came to its end before."""
-    before = runs.shared_memory()
+def start_and_kill(
+    run_dir: Path, arguments: Sequence[str], mode: str, number: int, after_s: float, *, working: bool
+) -> Kill | None:
+    """Start the run and kill its driver after a while; None if it came to its end before.
+
+    ``working``: the while begins when this start has written its first metrics.
+    """
+    before, written = runs.shared_memory(), _written(run_dir)
     process = runs.launch(run_dir, [*SMALL, *arguments])
-    deadline = time.monotonic() + after_s
-    while time.monotonic() < deadline:
+    deadline = None if working else time.monotonic() + after_s
+    while deadline is None or time.monotonic() < deadline:
+        if deadline is None and _written(run_dir) != written:
+            deadline = time.monotonic() + after_s
         if process.poll() is not None:
             _check_ended(process.returncode, run_dir)
             return None
@@ -134,6 +143,12 @@ def start_and_kill(run_dir: Path, arguments: Sequence[str], mode: str, number: i
         print(f"left: {command}", flush=True)
     seconds = round(time.monotonic() - killed, 2)
     return Kill(mode, number, round(after_s, 2), where, len(processes), len(memory), seconds)
+
+
+def _written(run_dir: Path) -> int:
+    """When metrics were last written; 0 before."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def finish(run_dir: Path, arguments: Sequence[str]) -> Ended:

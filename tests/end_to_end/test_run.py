@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.faults.runs import without_timing
-from tests.end_to_end.support import ROOT, metrics, run, run_processes, shared_memory, start, stop, wait_for_step
+from tests.end_to_end.support import ROOT, metrics, run, shared_memory, start, stop, wait_for_step
 from tests.end_to_end.support import wait_until_clean as wait_until_clean_after
 from verl.trainer.run_folder import RunFolder
 
@@ -26,8 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     before = shared_memory()
     run(run_dir)
-    assert run_processes(run_dir) == []
-    assert shared_memory(run_dir) - before == set()
+    wait_until_clean_after(run_dir, before, timeout_s=0)
     return run_dir
 
 
