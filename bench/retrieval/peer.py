@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from search_agent.retrieval.building import build_index
-from search_agent.retrieval.files import write_atomically
+from verl.durable import write_atomically
 
 
 class Query(BaseModel):

@@ -22,6 +22,7 @@ from search_agent.retrieval.documents import DATA_NAME
 from search_agent.retrieval.merging import merge
 from search_agent.retrieval.postings import K1, B, Lexicon, count_terms
 from search_agent.retrieval.progress import Progress
+from verl.durable import write_atomically
 from verl.errors import UserError
 
 CHUNK_PASSAGES = 20_000
@@ -73,7 +74,7 @@ def _build(corpus: Path, folder: Path, chunk_passages: int) -> dict[str, Any]:
         "sha256": files.sha256_of(folder / DATA_NAME),
         "documents": state.passages,
     }
-    files.write_atomically(folder / files.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    write_atomically(folder / files.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     shutil.rmtree(work)
     return manifest
 
@@ -127,7 +128,7 @@ def _count(corpus: Path, folder: Path, state: _State, lexicon: Lexicon) -> None:
 
 def _save(work: Path, state: _State) -> None:
     record = {name: getattr(state, name) for name in _State.__slots__}
-    files.write_atomically(work / "state.json", orjson.dumps(record))
+    write_atomically(work / "state.json", orjson.dumps(record))
 
 
 def _check_ids(corpus: Path, work: Path, state: _State) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from search_agent.retrieval.postings import Postings, term_maxima
+from verl.durable import write_atomically
 from verl.errors import UserError
 
 FORMAT = 1
@@ -30,13 +31,6 @@ MAXIMA = "maxima.npy"
 WORK = "work"
 """Folder of an unfinished build."""
 HASH_BLOCK_BYTES = 1 << 20
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Either the whole file or none."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 @contextmanager

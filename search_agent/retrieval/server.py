@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import orjson
@@ -27,6 +26,7 @@ from search_agent.retrieval.app import App
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.loading import Served, load
 from verl.config.arguments import parse, run
+from verl.durable import write_atomically
 from verl.errors import UserError
 
 DRAIN_S = 30
@@ -106,7 +106,7 @@ async def _become_ready(config: ServerConfig, url: str, app: App, server: _Serve
         served = await _load_in_thread(config)
         app.start(served)
         if config.announce is not None:
-            _write_atomically(config.announce, orjson.dumps({"url": url, "pid": os.getpid()}))
+            write_atomically(config.announce, orjson.dumps({"url": url, "pid": os.getpid()}))
     except Exception:
         server.should_exit = True
         raise
@@ -160,12 +160,6 @@ def _listen(host: str, port: int) -> socket.socket:
             raise UserError(f"port {port} on {host} is in use; stop what listens there or give port=N") from error
         raise UserError(f"cannot listen at {host}:{port}: {error.strerror}; give host= and port=") from error
     return listener
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

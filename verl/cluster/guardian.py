@@ -18,6 +18,7 @@ from pathlib import Path
 
 from verl.cluster import reaper
 from verl.cluster.reaper import LIMIT_S, SHARED_MEMORY, TOKEN_VARIABLE, boot, marker, reap, started
+from verl.durable import write_atomically
 from verl.errors import UserError
 
 
@@ -74,9 +75,7 @@ def start_guardian(run_dir: Path) -> Guardian:
         "token": token,
         "scratch": str(scratch),
     }
-    temporary = run_dir / ".driver.json.tmp"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(run_dir / "driver.json")
+    write_atomically(run_dir / "driver.json", json.dumps(record))
     os.environ[TOKEN_VARIABLE] = token
     os.environ["SPT_NOENV"] = "1"  # setproctitle would otherwise write its titles over the environment that we look for
     return Guardian(run_dir, token, scratch, (lock, os.memfd_create(marker(token))))

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from verl.durable import write_atomically
+
 SYNC_EVERY_S = 5.0
 """How much a power cut may cost. Syncing each of many quick steps would cost more than the steps."""
 
@@ -72,9 +74,7 @@ def cut_from(path: Path, step: int, row: Mapping[str, Any]) -> None:
         kept.append(line)
     text = "".join(f"{line}\n" for line in kept)
     if text != path.read_text():
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_atomically(path, text)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -111,6 +111,7 @@ class Controller:
             await self._pool.ready()
         await self._measure("before")
         await self._train()
+        self._ledger.close()
         await self._saver.settle(wait=True)
         await self._measure("after")
         return self._summary()

@@ -26,11 +26,11 @@ from typing import Any
 
 import orjson
 
+from verl.durable import UNFINISHED, sync, write_atomically
 from verl.errors import InfrastructureError, UserError
 from verl.trainer.integrity import SEAL, find_damage, make_seal
 from verl.trajectory import Trajectory
 
-_TEMPORARY = ".writing"
 FULL_BYTES = 16 << 20
 """Below this a disk counts as full: an error then is most likely its consequence, whatever it calls itself."""
 
@@ -66,7 +66,7 @@ class RunFolder:
         for directory in (path, *folder._parts):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, config_yaml)
-        for leftover in [*path.glob(f"*{_TEMPORARY}"), *folder.checkpoints.glob(f"*{_TEMPORARY}")]:
+        for leftover in [*path.glob(f"*{UNFINISHED}"), *folder.checkpoints.glob(f"*{UNFINISHED}")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return folder
 
@@ -104,7 +104,7 @@ class RunFolder:
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder to write a checkpoint into; ``commit_checkpoint`` makes it one."""
-        path = self.checkpoint(step).with_suffix(_TEMPORARY)
+        path = self.checkpoint(step).with_suffix(UNFINISHED)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
         return path
@@ -115,11 +115,11 @@ class RunFolder:
         write_atomically(path / SEAL, make_seal(path))
         for file in path.rglob("*"):
             if file.is_file():
-                _sync(file)
-        final = path.with_name(path.name.removesuffix(_TEMPORARY))
+                sync(file)
+        final = path.with_name(path.name.removesuffix(UNFINISHED))
         shutil.rmtree(final, ignore_errors=True)
         path.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         return final
 
     def resumable(self) -> list[Path]:
@@ -159,7 +159,7 @@ class RunFolder:
 
     def link(self, name: str, checkpoint: Path) -> None:
         """Point ``best_dev`` or ``best_reward`` at a checkpoint's Hugging Face folder."""
-        link = self.path / f"{name}{_TEMPORARY}"
+        link = self.path / f"{name}{UNFINISHED}"
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(checkpoint / "hf", self.path))
         link.replace(self.path / name)
@@ -177,14 +177,14 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def _steps(self) -> list[Path]:
-        return sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.name.endswith(_TEMPORARY))
+        return sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.name.endswith(UNFINISHED))
 
     # -- trajectories --
 
     def write_trajectories(self, stage: str, step: int, rows: Iterable[Trajectory], *, keep: int) -> None:
         """Write one step's episodes, and delete those of the stage beyond the newest ``keep`` steps."""
         path = self.trajectories / f"{stage}_{step:06d}.jsonl.gz"
-        temporary = path.with_name(path.name + _TEMPORARY)
+        temporary = path.with_name(path.name + UNFINISHED)
         with gzip.open(temporary, "wb", compresslevel=1) as file:
             for row in rows:
                 file.write(_json_line(row.to_record()))
@@ -203,16 +203,6 @@ class RunFolder:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader, or a restart, sees the old or the new content and nothing else."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _json_line(record: dict[str, Any]) -> bytes:
     """One line; a number that is not finite becomes null, since JSON has none."""
     try:
@@ -225,11 +215,3 @@ def _is_out_of_space(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_out_of_space, error.exceptions))
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
