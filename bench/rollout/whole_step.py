@@ -28,7 +28,6 @@ STEPS = 10
 """All of them are timed, from an empty buffer to an empty buffer: what is played ahead is paid for in the run."""
 TEST_TASKS = 200
 REACH = 1.4
-WARMUP_STEPS = 900
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,11 @@
-"""KL to the reference model inside the reward, with a fixed or an adaptive coefficient."""
+"""The coefficient of the KL to the reference model inside the reward: fixed or adaptive."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from verl.algorithms.config import KlEstimator
 from verl.algorithms.control_config import KlRewardConfig
-from verl.algorithms.kl import kl_estimate
 
 MAX_ERROR = 0.2
 """The adaptive controller treats a KL that is off by more than 20 % as off by 20 % (Ziegler et al. 2019)."""
-
-
-def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, coefficient: float, estimator: KlEstimator) -> Tensor:
-    """What to add to the reward of each policy token, ``[n]`` without gradient: -coefficient x KL.
-
-    For sequence advantages (GRPO and its kin) add the sum over each sequence to its reward instead.
-    """
-    return -coefficient * kl_estimate(logprobs.detach(), reference_logprobs.detach(), estimator)
 
 
 def next_coefficient(coefficient: float, kl: float, sequences: int, config: KlRewardConfig) -> float:

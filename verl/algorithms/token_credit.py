@@ -12,15 +12,6 @@ from verl.algorithms.config import AdvantageConfig
 from verl.algorithms.tokens import runs
 
 
-def rewards_at_end(rewards: Tensor, sequence: Tensor) -> Tensor:
-    """Token rewards ``[n]``: the reward of sequence i, ``rewards [s]`` in order of appearance, on its last policy
-    token."""
-    _, lengths = runs(sequence)
-    placed = rewards.new_zeros(sequence.shape)
-    placed[lengths.cumsum(0) - 1] = rewards
-    return placed
-
-
 def discounted_returns(rewards: Tensor, sequence: Tensor, gamma: float) -> Tensor:
     """Return to go G_t = r_t + gamma G_{t+1} within each sequence, ``[n]``; t counts policy tokens."""
     index, lengths = runs(sequence)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import socket
@@ -78,19 +77,6 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises UserError if a server could not listen on ``host:port`` now. Port 0 (any free one) always passes."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UserError(f"port {port} on {host} is in use; stop what listens there, or write port=0") from error
-            raise UserError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def tail(log: Path, lines: int = 15) -> str:

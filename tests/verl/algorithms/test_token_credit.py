@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.token_credit import discounted_returns, gae, gae_advantages, rewards_at_end, whiten
+from verl.algorithms.token_credit import discounted_returns, gae, gae_advantages, whiten
 from verl.algorithms.tokens import gather_policy, scatter_policy
 
 
@@ -43,10 +43,6 @@ def test_discounted_returns_stay_within_their_sequence() -> None:
     assert discounted_returns(tensor(1, 0, 4, 2, 6), TWO, 0.5).tolist() == [2.0, 2.0, 4.0, 5.0, 6.0]
 
 
-def test_rewards_go_to_the_last_policy_token() -> None:
-    assert rewards_at_end(tensor(7, 9), TWO).tolist() == [0, 0, 7, 0, 9]
-
-
 def test_whitened_values_have_mean_zero_and_unbiased_deviation_one() -> None:
     white = whiten(tensor(1, 2, 4, 9), epsilon=1e-12)
     assert float(white.mean()) == pytest.approx(0, abs=1e-12)
@@ -67,7 +63,6 @@ def test_ppo_trains_on_white_advantages_and_plain_returns() -> None:
 def test_empty_input() -> None:
     empty, ids = tensor(), torch.tensor([], dtype=torch.int64)
     assert gae(empty, empty, ids, gamma=1.0, lam=1.0)[0].shape == (0,)
-    assert rewards_at_end(empty, ids).shape == (0,)
 
 
 def carry_through(rewards: list[float], values: list[float], mask: list[bool], gamma: float, lam: float) -> list[float]:
