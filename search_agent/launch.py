@@ -98,7 +98,7 @@ async def processes(
         sync = WeightSync(
             learners,
             pool,
-            dtype=engine.dtype,
+            engine=engine,
             folder=f"/dev/shm/{scratch.name}",
             probes=probes(),
             tolerance=1e-4 if engine.dtype == "float32" else 0.1,

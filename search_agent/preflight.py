@@ -18,6 +18,7 @@ from search_agent.config import RunConfig
 from search_agent.plan import gpus_needed, make_plan
 from search_agent.sizes import disk_gib, machine_gib
 from verl.cluster.capacity import local_gpus
+from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.engine_checks import check_model
@@ -60,13 +61,19 @@ def find_faults(config: RunConfig, path: Path) -> list[str]:
         faults += check_disk(disk_gib(config, shape), path)
         if not config.cluster.gpus_per_process:
             faults += check_memory(machine_gib(config, shape), available_memory_gib())
-    transfer = config.rollout.engine.weight_transfer
-    if transfer != "shm":
-        faults.append(
-            f"rollout.engine.weight_transfer={transfer}: the learner sends weights as files only so far, "
-            "through shared memory and once to each other node; write shm"
-        )
-    return faults
+    return faults + transfer_faults(config.rollout.engine.weight_transfer, config.cluster)
+
+
+def transfer_faults(transfer: str, cluster: ClusterConfig) -> list[str]:
+    """Why weights cannot travel in the way that ``rollout.engine.weight_transfer`` names."""
+    why = ""
+    if transfer != "shm" and not cluster.gpus_per_process:
+        why = "goes from GPU to GPU, and cluster.gpus_per_process is 0: write shm"
+    elif transfer == "ipc" and cluster.placement == "split":
+        why = "maps memory of a learner rank on the engine's own GPU, and placement=split has none there: write nccl"
+    elif transfer == "nccl" and cluster.placement == "shared":
+        why = "takes a GPU for each process, and placement=shared has the learner on the engine's: write ipc"
+    return [f"rollout.engine.weight_transfer={transfer} {why}"] if why else []
 
 
 def address_faults(config: RunConfig) -> list[str]:

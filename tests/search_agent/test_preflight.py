@@ -24,8 +24,10 @@ from search_agent.preflight import (
     check_start,
     find_faults,
     read_manifests,
+    transfer_faults,
 )
 from verl.cluster.capacity import local_gpus
+from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import free_port
 from verl.errors import UserError
 from verl.trainer.run_folder import RunFolder
@@ -161,10 +163,21 @@ def test_more_kv_cache_than_this_machine_has_is_refused(config: RunConfig, tmp_p
     assert check_memory(1.0, 1.0) == []
 
 
-def test_weights_that_nobody_would_carry_are_refused(config: RunConfig, tmp_path: Path) -> None:
-    engine = replace(config.rollout.engine, weight_transfer="nccl")
+@pytest.mark.parametrize("way", ["ipc", "nccl"])
+def test_weights_cannot_go_from_gpu_to_gpu_where_there_is_none(config: RunConfig, tmp_path: Path, way: Any) -> None:
+    engine = replace(config.rollout.engine, weight_transfer=way)
     (line,) = find_faults(replace(config, rollout=replace(config.rollout, engine=engine)), tmp_path)
-    assert "weight_transfer=nccl" in line
+    assert line.startswith(f"rollout.engine.weight_transfer={way} goes from GPU to GPU")
+    assert line.endswith("write shm")
+
+
+def test_each_placement_has_its_way_from_gpu_to_gpu() -> None:
+    shared = ClusterConfig(placement="shared", gpus_per_process=0.5)
+    split = ClusterConfig(placement="split", gpus_per_process=1.0)
+    assert transfer_faults("ipc", shared) == transfer_faults("nccl", split) == []
+    assert transfer_faults("shm", shared) == transfer_faults("shm", split) == []
+    assert transfer_faults("ipc", split)[0].endswith("write nccl")
+    assert transfer_faults("nccl", shared)[0].endswith("write ipc")
 
 
 def test_an_address_that_is_none_is_refused_before_anything_is_started(config: RunConfig, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from verl.learner.config import LearnerConfig, OptimizerConfig
     from verl.rollout.engine_config import EngineConfig
     from verl.rollout.worker import AgentFactory
+    from verl.sync.gpu import Backend
     from verl.sync.update import WeightUpdate
     from verl.trajectory import FloatArray
 
@@ -50,6 +52,7 @@ class LearnerActor:
 
     def __init__(self, *, log: Path) -> None:
         log_to(log)
+        self._direct: Any = None
 
     def meeting_point(self) -> tuple[str, int]:
         """Where the ranks can meet if this one is rank 0: this machine's address in the cluster, and a free port."""
@@ -94,10 +97,13 @@ class LearnerActor:
         try:
             return self._learner.update(samples, temperature=temperature)
         finally:
-            if self._shares_gpu:
-                import torch
+            self._give_back()
 
-                torch.cuda.empty_cache()  # what torch keeps for its next step would lack the engine beside it
+    def _give_back(self) -> None:
+        if self._shares_gpu:
+            import torch
+
+            torch.cuda.empty_cache()  # what torch keeps for its next step would lack the engine beside it
 
     def reference_kl(
         self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
@@ -118,6 +124,25 @@ class LearnerActor:
         for _ in weights:  # the other ranks take part in each gather
             pass
         return None
+
+    def send(self, backend: Backend, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
+        """Give these engines (paused; actors by the name of each process) the weights from GPU to GPU.
+
+        Returns the checksum of what was sent.
+        """
+        import torch
+
+        from verl.cluster.transfers import DirectTransfer
+
+        if self._direct is None:
+            address, _ = self.meeting_point()
+            weights = partial(self._learner.named_weights, getattr(torch, dtype))
+            self._direct = DirectTransfer(backend, weights, rank=self._rank, address=address)
+        try:
+            checksum: int = self._direct.send(engines, ranks_per_engine)
+            return checksum
+        finally:
+            self._give_back()
 
     def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
         """The most likely next token of each prompt, its log-prob, and its lead over the second: for the canary."""

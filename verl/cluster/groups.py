@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from verl.data.samples import TrainingSample
     from verl.learner.config import OptimizerConfig
     from verl.sync.canary import Probe
+    from verl.sync.gpu import Backend
     from verl.sync.update import WeightUpdate
     from verl.trajectory import FloatArray
 
@@ -30,6 +31,8 @@ class LearnerGroup:
         self._calls: dict[int, tuple[str, float]] = {}
         self._numbers = itertools.count()
         self._busy_s = 0.0
+        self.changes = 0
+        """How many calls so far may change the weights. Calls take effect in the order in which they are made."""
 
     @property
     def busy_s(self) -> float:
@@ -75,6 +78,10 @@ class LearnerGroup:
         """Write this version of the weights where the engines can map it."""
         return await self._all("publish", version, dtype, folder)
 
+    async def send(self, backend: Backend, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
+        """Give these paused engines the weights from GPU to GPU; returns the checksum of what was sent."""
+        return await self._all("send", backend, dtype, dict(engines), ranks_per_engine)
+
     async def probe(self, prompts: Sequence[Sequence[int]]) -> Probe:
         """The learner's side of the canary."""
         return await self._all("probe", prompts)
@@ -92,6 +99,7 @@ class LearnerGroup:
         await self._all("load", str(folder))
 
     async def _all(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.changes += method in ("begin_phase", "update", "load")
         number = next(self._numbers)
         self._calls[number] = (method, time.monotonic())
         calls = [getattr(rank, method).remote(*args, **kwargs) for rank in self._ranks]

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl.cluster.calls import all_or_first_error
 from verl.cluster.ray_runtime import has_died
-from verl.cluster.replica import Canary, Newest, Replica
+from verl.cluster.replica import AsFile, Canary, Newest, Replica
 from verl.cluster.replicas import Replicas, Start
 from verl.cluster.watchdog import Stall
 from verl.rollout.groups import Group, GroupRequest
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Call = Callable[[Any], Awaitable[Any]]
 """What to ask of a worker, given its actor."""
+Send = Callable[[Mapping[str, Any]], Awaitable[int]]
+"""Gives these engines, by the name of each process, new weights from GPU to GPU; returns the checksum."""
 
 EPISODES_PER_CALL = 64
 """Episodes that travel as one call where shares may move: what a dying worker takes with it at most, a call."""
@@ -152,6 +154,21 @@ class RolloutPool:
         async with self._replicas.lock:
             self._newest.set_weights(update, version)
             await self._on_all("update_weights", self._newest.give)
+            await self._replicas.prepare_joins()
+
+    async def transfer(self, send: Send, as_file: AsFile, version: int) -> None:
+        """Let the learner give every engine this version itself, while they pause.
+
+        Who joins later gets a file of it, if the learner can still write one, and else waits for the next version.
+        """
+        async with self._replicas.lock:
+            self._newest.set_source(as_file, version)
+            paused = await self._on_all("pause", lambda actor: actor.pause.remote())
+            engines = {replica.process: replica.actor for replica in self._replicas.serving if replica.name in paused}
+            if engines:
+                checksum = await send(engines)
+                await self._on_all("commit_received", lambda actor: actor.commit_received.remote(version, checksum))
+            await self._replicas.prepare_joins()
 
     async def confirm(self, canary: Canary) -> None:
         """Let every engine answer the canary's prompts, and ``check`` each answer; who joins later is checked first."""

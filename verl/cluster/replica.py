@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from verl.cluster.carriers import Carriers
     from verl.sync.canary import Probe
     from verl.sync.update import WeightUpdate
+
+AsFile = Callable[[], Awaitable["WeightUpdate | None"]]
+"""The weights that were sent last as a file; None if the learner has trained on since."""
 
 STATUS_TIMEOUT_S = 5.0
 """A worker whose event loop is free answers at once."""
@@ -40,6 +43,11 @@ class Replica:
         """Whether it can be given work."""
         self.gone: Exception | None = None
         """Why it will not come back."""
+
+    @property
+    def process(self) -> str:
+        """The name of the process that fills it: another one after each restart."""
+        return f"{self.name}.{self.restarts}"
 
     def explain(self, error: Exception, doing: str = "") -> Exception:
         """An error of a call to it as the one it was in its process, with the log that tells more."""
@@ -79,11 +87,26 @@ class Newest:
         """``carriers`` bring weights to workers of other nodes; without them all are on one."""
         self._carriers = carriers
         self._weights: tuple[WeightUpdate, int] | None = None
+        self._source: tuple[AsFile, int] | None = None
+        """What makes a file of the weights, where they came without one."""
         self._canary: Canary | None = None
 
     def set_weights(self, update: WeightUpdate, version: int) -> None:
         """From now on these; the last canary says nothing of them."""
-        self._weights, self._canary = (update, version), None
+        self._weights, self._source, self._canary = (update, version), None, None
+
+    def set_source(self, as_file: AsFile, version: int) -> None:
+        """From now on those that the learner sends itself; ``as_file`` is asked for them when one joins."""
+        self._weights, self._source, self._canary = None, (as_file, version), None
+
+    async def available(self) -> bool:
+        """Whether one that joins can have them; if not, the next version is on its way."""
+        if self._weights is None and self._source is not None:
+            as_file, version = self._source
+            if (update := await as_file()) is None:
+                return False
+            self._weights = update, version
+        return True
 
     def set_canary(self, canary: Canary) -> None:
         """From now on who joins is checked by it."""
@@ -98,7 +121,10 @@ class Newest:
         await actor.update_weights.remote(update, version)
 
     async def bring_up(self, actor: Any) -> None:
-        """All that a worker which joins needs. Raises InfrastructureError if it then disagrees with the learner."""
+        """All that a worker which joins needs, if the weights are ``available``.
+
+        Raises InfrastructureError if it then disagrees with the learner.
+        """
         if self._weights is not None:
             await self.give(actor)
         if self._canary is not None:

@@ -124,14 +124,28 @@ class Replicas:
 
     async def _join(self, replica: Replica) -> None:
         """Into service, with the newest weights: an update meanwhile waits, and then reaches it too."""
+        while not await self._try_join(replica):
+            await self._changed.wait()
+        self._tell()
+
+    async def _try_join(self, replica: Replica) -> bool:
+        """False if the newest weights cannot be had any more: the next version is on its way."""
         async with self.lock:
             try:
+                if not await self._newest.available():
+                    return False
                 await self._newest.bring_up(replica.actor)
             except Exception as error:
                 raise replica.explain(error) from error
             replica.serving, replica.answered = True, time.monotonic()
             if replica.number not in self._router.engines:
                 self._router.join(replica.number)
+            return True
+
+    async def prepare_joins(self) -> None:
+        """New weights were given out: who waits to join must be able to have them before the learner goes on."""
+        if self._reviving:
+            await self._newest.available()
         self._tell()
 
     @property

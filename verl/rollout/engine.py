@@ -112,28 +112,27 @@ class VllmEngine:
         await self._thread.resume()
 
     async def update_weights(self, update: WeightUpdate, version: int) -> None:
-        """Load new weights between two steps (``weight_transfer: shm``); tokens sampled afterwards carry ``version``.
+        """Load new weights from a file between two steps; tokens sampled afterwards carry ``version``.
 
         Raises InfrastructureError if the file is not what ``update`` says or holds another version; the engine is dead
         then, for nothing may be sampled from weights that nobody can name.
         """
-        if self._config.weight_transfer != "shm":
-            raise UserError(
-                f"weight_transfer={self._config.weight_transfer} takes no files, and version {version} came as a file: "
-                "write weight_transfer=shm"
-            )
         await self._thread.call(lambda: self._vllm.load_update(update, version), fatal=True)
 
     async def transfer(self, method: str, arguments: dict[str, Any]) -> None:
         """One call of vLLM's weight-transfer API, between two steps (``weight_transfer: ipc`` or ``nccl``).
 
-        ``verl.sync.gpu`` makes these calls, then ``commit_version``. A failing one ends the engine, as above.
+        ``verl.sync.gpu`` makes these calls, then ``commit_received``. The engine must be paused from the first to the
+        last. A failing one ends the engine, as above.
         """
         await self._thread.call(lambda: self._vllm.transfer(method, **arguments), fatal=True)
 
-    async def commit_version(self, version: int) -> None:
-        """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``."""
-        await self._thread.call(lambda: self._vllm.commit_version(version), fatal=True)
+    async def commit_received(self, version: int, checksum: int) -> None:
+        """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``.
+
+        Raises InfrastructureError, and the engine is dead, if what came is not what was sent (``checksum``).
+        """
+        await self._thread.call(lambda: self._vllm.commit_received(version, checksum), fatal=True)
 
     # -- life --
 

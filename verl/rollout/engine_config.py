@@ -44,8 +44,8 @@ class EngineConfig:
     enforce_eager: bool = True
     """Run without compiled graphs. True on CPU (starts in seconds); False on GPUs for speed."""
     weight_transfer: Literal["shm", "ipc", "nccl"] = "shm"
-    """How new weights arrive: ``shm`` is a memory-mapped file; ``ipc`` and ``nccl`` are vLLM's own, for GPUs (not run
-    on the machine this was written on)."""
+    """How new weights arrive: ``shm`` is a memory-mapped file, for CPU and GPU. ``ipc`` (with ``placement=shared``) and
+    ``nccl`` (with ``split``) go from GPU to GPU; they were not run on one yet."""
 
     def __post_init__(self) -> None:
         for key in ("max_context_tokens", "max_concurrent_requests", "tensor_parallel_size", "threads", "block_tokens"):

@@ -125,9 +125,16 @@ class VllmSteppable:
 
     def load_update(self, update: WeightUpdate, version: int) -> None:
         """Load new weights in place on every rank; what is sampled from now on carries ``version``."""
-        self.transfer("start_weight_update")
-        self.transfer("update_weights", update_info={"update": update, "version": version})
-        self.transfer("finish_weight_update")
+        self._engine.collective_rpc("load_file", kwargs={"update": update, "version": version})
+        self.commit_version(version)
+
+    def commit_received(self, version: int, checksum: int) -> None:
+        """Weights that came by ``transfer`` are ``version``. Raises InfrastructureError if they are not those sent."""
+        for received in self._engine.collective_rpc("received_checksum"):
+            if received != checksum:
+                raise InfrastructureError(
+                    f"weights version {version} arrived with checksum {received:08x}, {checksum:08x} was sent"
+                )
         self.commit_version(version)
 
     def commit_version(self, version: int) -> None:
@@ -189,14 +196,15 @@ def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> An
     from vllm import EngineArgs, LLMEngine, ModelRegistry
     from vllm.config import WeightTransferConfig
 
-    import verl.rollout.worker_extension  # noqa: F401  (registers the carrier before vLLM looks it up)
+    import verl.rollout.worker_extension  # noqa: F401  (registers receivers before vLLM looks them up)
 
     # vLLM collects garbage five times while it builds; what its import left is not looked at again.
     gc.freeze()
     check_architecture(Path(model_path), frozenset(ModelRegistry.get_supported_archs()))
     arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu, sleeps=sleeps)
-    transfer = WeightTransferConfig(backend=config.weight_transfer)
-    engine = LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
+    if config.weight_transfer != "shm":  # a file is loaded by the worker's extension
+        arguments["weight_transfer_config"] = WeightTransferConfig(backend=f"watched_{config.weight_transfer}")
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     if on_cpu:
         set_threads(config.threads)
         torch.set_num_threads = set_threads

@@ -81,6 +81,20 @@ class RolloutWorker:
         """Replace the weights in place, between two engine steps; tokens sampled from now on carry ``version``."""
         await self._engine.update_weights(update, version)
 
+    async def pause(self) -> None:
+        """Hold all episodes while a GPU transfer replaces the weights. Raises EngineDiedError if there is no engine."""
+        self._engine.check()
+        await self._engine.pause()
+
+    async def transfer(self, method: str, arguments: dict[str, Any]) -> None:
+        """A call of the learner's, while the weights are replaced: see ``VllmEngine.transfer``."""
+        await self._engine.transfer(method, arguments)
+
+    async def commit_received(self, version: int, checksum: int) -> None:
+        """The weights are ``version``, if they are what was sent; episodes go on."""
+        await self._engine.commit_received(version, checksum)
+        await self._engine.resume()
+
     async def sleep(self) -> None:
         """Hold all episodes and give a GPU's memory to the learner beside it; on CPU the engine only pauses."""
         await self._engine.sleep()

@@ -1,7 +1,7 @@
 """What every vLLM worker process imports before it loads the model (vLLM's ``worker_extension_cls``).
 
 On import, once a process:
-- the memory-mapped weight carrier is registered with vLLM under the name ``shm``;
+- receivers of GPU transfers that check what came are registered with vLLM as ``watched_ipc`` and ``watched_nccl``;
 - on CPU, vLLM's linear layers are kept plain. It would pack each weight for oneDNN and drop the raw one: an update then
   cannot be loaded in place, and a tied LM head silently keeps its packed copy of the OLD embedding (greedy tokens still
   look sane; log-probs are off by 1). ``torch.nn.functional.linear`` on the raw parameter costs little and is exact.
@@ -13,11 +13,13 @@ import os
 from typing import Any
 
 import torch
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers import utils as linear_layers
 from vllm.platforms import current_platform
 
-from verl.sync.receiver import BACKEND, ShmWeightTransferEngine
+from verl.sync.receiver import load_file
+from verl.sync.update import WeightUpdate
 
 _pack = linear_layers.dispatch_cpu_unquantized_gemm
 
@@ -33,11 +35,28 @@ def _keep_plain(layer: Any, remove_weight: bool) -> None:
 if current_platform.is_cpu():
     linear_layers.dispatch_cpu_unquantized_gemm = _keep_plain
 
-WeightTransferEngineFactory.register_engine(BACKEND, ShmWeightTransferEngine)
+for _name in ("Ipc", "Nccl"):  # by path: their modules are imported where one is used
+    WeightTransferEngineFactory.register_engine(
+        f"watched_{_name.lower()}", "verl.sync.gpu_receiver", f"Watched{_name}Engine"
+    )
 
 
 class WorkerExtension:
     """Mixed into vLLM's worker, for what only the worker knows."""
+
+    vllm_config: Any
+    model_runner: Any
+    weight_transfer_engine: Any
+
+    def load_file(self, update: WeightUpdate, version: int) -> None:
+        """New weights from a memory-mapped file: see ``verl.sync.receiver``."""
+        with set_current_vllm_config(self.vllm_config):
+            load_file(self.model_runner.get_model(), update, version)
+
+    def received_checksum(self) -> int:
+        """Of the weights that came by a GPU transfer: see ``verl.sync.gpu_receiver``."""
+        checksum: int = self.weight_transfer_engine.received()
+        return checksum
 
     def shared_memory_name(self) -> str:
         """How the names of this engine's shared-memory segments begin; empty if it has none."""

@@ -1,15 +1,17 @@
 """Weights from the learner to the engines: publish, load everywhere, and make sure that both sides agree.
 
-The newest version's file stays until the next version is loaded: a worker that joins meanwhile starts from it.
+They travel as a file that every engine maps, or from GPU to GPU. The newest version's file stays until the next version
+is loaded: a worker that joins meanwhile starts from it. A GPU transfer leaves none; the learner writes one when a
+worker joins, and if it has trained on since, the worker waits for the next version.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from verl.cluster.carriers import Carriers, this_node
 from verl.cluster.groups import LearnerGroup
@@ -18,6 +20,7 @@ from verl.cluster.replica import Canary
 from verl.sync.canary import Probe, Reading, check
 
 if TYPE_CHECKING:
+    from verl.rollout.engine_config import EngineConfig
     from verl.sync.update import WeightUpdate
 
 
@@ -29,7 +32,7 @@ class WeightSync:
         learners: LearnerGroup,
         pool: RolloutPool,
         *,
-        dtype: str,
+        engine: EngineConfig,
         folder: str,
         probes: Sequence[Sequence[int]],
         tolerance: float,
@@ -41,7 +44,7 @@ class WeightSync:
         """
         self._learners = learners
         self._pool = pool
-        self._dtype = dtype
+        self._engine = engine
         self._folder = folder
         self._probes = probes
         self._tolerance = tolerance
@@ -50,8 +53,8 @@ class WeightSync:
 
     async def push(self, version: int) -> None:
         """Give every engine the learner's weights. Raises InfrastructureError if one of them then disagrees."""
-        update = await self._learners.publish(version, self._dtype, self._folder)
-        expected, _ = await asyncio.gather(self._learners.probe(self._probes), self._load(update, version))
+        # In this order: the learner writes a file, then answers the probes while engines load it.
+        _, expected = await asyncio.gather(self._give(version), self._learners.probe(self._probes))
         learner = _reading(expected, [[margin] for _, _, margin in expected])
 
         def agree(answer: Probe) -> None:
@@ -66,14 +69,45 @@ class WeightSync:
         from verl.learner.saved_weights import read_weights
         from verl.sync.carrier import publish
 
-        update = publish(read_weights(folder, getattr(torch, self._dtype)), version, self._folder)
+        update = publish(read_weights(folder, getattr(torch, self._engine.dtype)), version, self._folder)
         await self._load(replace(update, node=this_node()), version)
+
+    async def _give(self, version: int) -> None:
+        if self._engine.weight_transfer == "shm":
+            await self._load(await self._publish(version), version)
+        else:
+            await self._send(version)
+
+    async def _publish(self, version: int) -> WeightUpdate:
+        return await self._learners.publish(version, self._engine.dtype, self._folder)
+
+    async def _send(self, version: int) -> None:
+        engine, changes = self._engine, self._learners.changes
+        assert engine.weight_transfer != "shm"
+        backend = engine.weight_transfer
+        held, self._held = self._held, None
+
+        async def send(actors: Mapping[str, Any]) -> int:
+            return await self._learners.send(backend, engine.dtype, actors, engine.tensor_parallel_size)
+
+        async def as_file() -> WeightUpdate | None:
+            if self._learners.changes != changes:
+                return None
+            self._held = await self._publish(version)
+            return self._held
+
+        await self._pool.transfer(send, as_file, version)
+        await self._release(held)
 
     async def _load(self, update: WeightUpdate, version: int) -> None:
         await self._pool.update_weights(update, version)
-        if self._held is not None and self._held.path != update.path:
-            await self._carriers.release(self._held)
-        self._held = update
+        held, self._held = self._held, update
+        await self._release(held)
+
+    async def _release(self, held: WeightUpdate | None) -> None:
+        # A version that is given out twice is one file.
+        if held is not None and (self._held is None or self._held.path != held.path):
+            await self._carriers.release(held)
 
 
 def _reading(answers: Probe, margins: Sequence[Sequence[float]] = ()) -> Reading:

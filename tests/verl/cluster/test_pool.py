@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class FakeWorker:
         self.calls: list[list[int]] = []
         self.played: list[int] = []
         self.version: int | None = None
+        self.received: int | None = None
+        """The checksum of what came from the learner's GPU."""
         self.versions: list[int | None] = []
         """Of its weights, when each call came."""
         self.asleep = self.silent = False
@@ -72,6 +74,14 @@ class FakeWorker:
     async def do_update_weights(self, update: Any, version: int) -> None:
         await asyncio.sleep(0)
         self.version = version
+
+    async def do_pause(self) -> None:
+        await asyncio.sleep(0)
+        self.asleep = True
+
+    async def do_commit_received(self, version: int, checksum: int) -> None:
+        assert (self.asleep, self.received) == (True, checksum)
+        self.version, self.asleep = version, False
 
     async def do_probe(self, prompts: Sequence[Sequence[int]]) -> Any:
         return [(self.version, 0.0, 0.0) for _ in prompts]
@@ -247,6 +257,105 @@ async def test_a_mistake_is_told_and_costs_no_worker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too long"):
         await processes.pool.run(requests([1], question="too long"))
     assert len(processes.made[0]) == 1
+
+
+class FakeLearner:
+    """Sends from GPU to GPU; ``busy`` once it has trained on."""
+
+    def __init__(self, pool: RolloutPool) -> None:
+        self.pool = pool
+        self.busy = False
+        self.sent: list[list[str]] = []
+        self.files: list[int] = []
+
+    async def push(self, version: int) -> None:
+        self.busy = False
+
+        async def send(engines: Mapping[str, Any]) -> int:
+            self.sent.append(list(engines))
+            for worker in engines.values():
+                assert worker.asleep
+                worker.received = 40 + version
+            await asyncio.sleep(0)
+            return 40 + version
+
+        async def as_file() -> Any:
+            await asyncio.sleep(0)
+            if self.busy:
+                return None
+            self.files.append(version)
+            return "file"
+
+        await self.pool.transfer(send, as_file, version)
+
+
+async def test_engines_pause_get_their_weights_and_take_the_version(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2)
+    await processes.pool.ready()
+    learner = FakeLearner(processes.pool)
+    await learner.push(3)
+    assert [processes.now(number).version for number in (0, 1)] == [3, 3]
+    assert not processes.now(0).asleep
+    assert (learner.sent, learner.files) == ([["rollout_0.0", "rollout_1.0"]], [])
+
+
+async def test_a_worker_found_dead_before_a_transfer_is_left_out_and_gets_a_file_of_it(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=1)
+    await processes.pool.ready()
+    learner = FakeLearner(processes.pool)
+    processes.now(0).die()
+    await learner.push(2)
+    learner.busy = True
+    await settle()
+    assert processes.now(0).version == 2
+    await learner.push(3)
+    assert learner.sent == [["rollout_1.0"], ["rollout_0.1", "rollout_1.0"]]
+    assert learner.files == [2]
+    assert [processes.now(number).version for number in (0, 1)] == [3, 3]
+
+
+async def test_a_worker_that_joins_while_the_learner_waits_gets_a_file_written_for_it(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1, max_restarts=1, fixed_shares=True)
+    await processes.pool.ready()
+    learner = FakeLearner(processes.pool)
+    await learner.push(1)
+    processes.now(0).die()
+    await asyncio.wait_for(processes.pool.run(requests([5])), 5)
+    assert (processes.now(0).versions, learner.files) == ([1], [1])
+
+
+async def test_a_worker_that_joins_after_the_learner_went_on_waits_for_the_next_version(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=1)
+    await processes.pool.ready()
+    learner = FakeLearner(processes.pool)
+    await learner.push(1)
+    learner.busy = True
+    processes.now(0).die()
+    await processes.pool.run(requests(range(4)))
+    await settle()
+    assert len(processes.made[0]) == 2
+    await processes.pool.run(requests(range(4, 8)))
+    assert processes.now(0).calls == []
+    await learner.push(2)
+    learner.busy = True
+    await settle()
+    await processes.pool.run(requests(range(8, 12)))
+    assert set(processes.now(0).versions) == {2}
+    assert learner.files == [2]
+
+
+async def test_weights_that_did_not_arrive_whole_end_the_run(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 1)
+    await processes.pool.ready()
+
+    async def send(engines: Mapping[str, Any]) -> int:
+        return 7
+
+    async def as_file() -> None:
+        return None
+
+    with pytest.raises(AssertionError):
+        await processes.pool.transfer(send, as_file, 1)
 
 
 async def test_engines_that_share_gpus_sleep_in_the_learners_turn_alone(tmp_path: Path) -> None:

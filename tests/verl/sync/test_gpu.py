@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from verl.sync.gpu import EngineClient, LearnerWeights, Rendezvous
+from verl.sync.fingerprint import Fingerprint
+from verl.sync.gpu import BUCKET_BYTES, EngineClient, LearnerWeights, Rendezvous
 
 
 def recording() -> tuple[list[tuple[str, Sequence[Any]]], EngineClient]:
@@ -20,8 +22,8 @@ def test_every_engine_gets_its_own_place_among_the_ranks() -> None:
     calls, client = recording()
     meeting = Rendezvous("10.0.0.1", 4444, engines=3, ranks_per_engine=2)
     client.init_weight_transfer_engine({"rank_offset": 1, "world_size": meeting.world_size})
-    [(method, arguments)] = calls
-    assert method == "init_weight_transfer_engine"
+    (before, _), (method, arguments) = calls
+    assert (before, method) == ("shutdown_weight_transfer_engine", "init_weight_transfer_engine")
     offsets = [argument["init_info"]["rank_offset"] for argument in arguments]
     places = [0, *(offset + rank for offset in offsets for rank in range(2))]
     assert places == list(range(meeting.world_size))
@@ -34,12 +36,13 @@ def test_an_update_is_the_same_for_all_engines() -> None:
     client.update_weights({"names": ["w"]})
     client.finish_weight_update("7")
     assert [method for method, _ in calls] == [
+        "shutdown_weight_transfer_engine",
         "init_weight_transfer_engine",
         "start_weight_update",
         "update_weights",
         "finish_weight_update",
     ]
-    assert calls[2][1] == [{"update_info": {"names": ["w"]}}] * 3
+    assert calls[3][1] == [{"update_info": {"names": ["w"]}}] * 3
 
 
 def test_the_source_is_read_afresh_each_round_and_described_once() -> None:
@@ -55,3 +58,38 @@ def test_the_source_is_read_afresh_each_round_and_described_once() -> None:
     assert source.metadata() == [meta]
     values = [float(tensor[0, 0]) for _ in range(2) for _, tensor in source]
     assert values == [2.0, 3.0]
+
+
+def test_the_checksum_is_that_of_the_last_whole_pass() -> None:
+    value = 1.0
+    source = LearnerWeights(lambda: iter([("w", torch.full((2, 3), value))]))
+    source.metadata()
+    list(source)
+    first = source.checksum()
+    value = 2.0
+    list(source)
+    alone = Fingerprint()
+    alone.add("w", torch.full((2, 3), 2.0))
+    assert source.checksum() == alone.value() != first
+
+
+def test_a_bucket_holds_the_largest_tensor() -> None:
+    def of(*rows: int) -> LearnerWeights:
+        return LearnerWeights(lambda: iter((f"w{n}", torch.empty((n, 1024), device="meta")) for n in rows))
+
+    assert of(1, 2).bucket_bytes() == BUCKET_BYTES
+    assert of(1, BUCKET_BYTES // 4096 + 1, 2).bucket_bytes() == BUCKET_BYTES + 4096
+
+
+def test_an_engine_that_fails_in_a_bucket_frees_the_sender_first() -> None:
+    def fan_out(method: str, arguments: Sequence[Any]) -> None:
+        if method == "update_weights":
+            raise RuntimeError("the engine died")
+
+    order: list[str] = []
+    client = EngineClient(fan_out, 1, 1)
+    client.on_failure = lambda: order.append("freed")
+    with pytest.raises(RuntimeError, match="the engine died"):
+        client.update_weights({"names": []})
+    client.start_weight_update()
+    assert order == ["freed"]
