@@ -59,15 +59,8 @@ class Fakes:
 
     def sync(self, **engine: Any) -> WeightSync:
         config = EngineConfig(**engine)
-        return WeightSync(
-            self,
-            self,
-            engine=config,
-            folder="/f",
-            probes=[[1]],
-            tolerance=1e-4,
-            carriers=self,  # type: ignore[arg-type]
-        )
+        me: Any = self
+        return WeightSync(me, me, engine=config, folder="/f", probes=[[1]], tolerance=1e-4, carriers=me)
 
 
 async def test_a_file_is_loaded_and_goes_with_the_next() -> None:
