@@ -16,7 +16,9 @@ from aiohttp import web
 
 from verl.cluster.processes import free_port
 
-Fault = Literal["none", "refused", "hang", "slow", "status_500", "garbage", "half_body", "empty", "other_shape", "huge"]
+Fault = Literal[
+    "none", "refused", "hang", "slow", "status_500", "garbage", "half_body", "empty", "other_shape", "huge", "endless"
+]
 HUGE_BYTES = 100 * 2**20
 HANG_S = 120.0
 """Longer than any client waits for an attempt."""
@@ -87,8 +89,8 @@ class Proxy:
             return web.Response(text="<html>we are sorry</html>")
         if self.fault == "other_shape":
             return web.json_response({"detail": "moved"})
-        if self.fault == "huge":
-            return await _huge(request)
+        if self.fault in ("huge", "endless"):
+            return await _huge(request, announced=self.fault == "huge")
         if request.path == "/retrieve":
             await asyncio.sleep(self._latency(body))
         return await self._pass_on(request, body)
@@ -122,8 +124,10 @@ def _hang_up(request: web.Request) -> web.Response:
     return web.Response(status=502)
 
 
-async def _huge(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(HUGE_BYTES)})
+async def _huge(request: web.Request, *, announced: bool) -> web.StreamResponse:
+    """Blanks, which are JSON so far; ``announced`` says beforehand how many."""
+    length = {"Content-Length": str(HUGE_BYTES)} if announced else {}
+    response = web.StreamResponse(headers={"Content-Type": "application/json", **length})
     await response.prepare(request)
     try:
         for _ in range(HUGE_BYTES // 2**20):

@@ -155,11 +155,14 @@ def reason(error: BaseException | None) -> str:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """The body. Raises _Retry if it is longer than any answer can be."""
+    if (response.content_length or 0) > MAX_REPLY_BYTES:  # unread: memory that was once taken is not all given back
+        raise _Retry(f"the reply is above {MAX_REPLY_BYTES >> 20} MiB")
     parts, size = [], 0
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > MAX_REPLY_BYTES:
+            parts.clear()  # the error's traceback would keep them
             raise _Retry(f"the reply is above {MAX_REPLY_BYTES >> 20} MiB")
     return b"".join(parts)
 

@@ -20,7 +20,17 @@ from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.service import RunningServer, start_server
 from verl.errors import InfrastructureError, UserError
 
-FAULTS: list[Fault] = ["refused", "hang", "slow", "status_500", "garbage", "half_body", "other_shape", "huge"]
+FAULTS: list[Fault] = [
+    "refused",
+    "hang",
+    "slow",
+    "status_500",
+    "garbage",
+    "half_body",
+    "other_shape",
+    "huge",
+    "endless",
+]
 QUERIES = ("crimson harbor", "quiet lantern", "nobody")
 
 
@@ -91,11 +101,11 @@ async def test_a_fault_that_stays_ends_every_search_with_an_error(fault: Fault, 
         assert [type(outcome) for outcome in outcomes] == [InfrastructureError] * len(QUERIES)
         assert client.stats()["failures"] == len(QUERIES)
         assert client.stats()["empty"] == 0
-        if fault == "huge":
+        if fault in ("huge", "endless"):
             assert "above 64 MiB" in str(outcomes[0])
 
 
-@pytest.mark.parametrize("fault", ["refused", "hang", "status_500", "garbage", "half_body", "huge"])
+@pytest.mark.parametrize("fault", ["refused", "hang", "status_500", "garbage", "half_body", "huge", "endless"])
 async def test_a_second_server_answers_for_a_sick_one(fault: Fault, proxy: Proxy, server: RunningServer) -> None:
     async with RetrievalClient(config(proxy, server.url, timeout_s=1 if fault == "hang" else 10, retries=3)) as client:
         proxy.fault = "none"
