@@ -18,16 +18,16 @@ from verl.learner.distributed import init_process
 VOCABULARY = 61
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_rank() -> Iterator[None]:
-    """A group for this folder alone: a vLLM engine that a later folder starts in this process would end it."""
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     init_process(0, 1, "127.0.0.1", port)
     yield
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a vLLM engine that a later test had in this process has ended it already
+        dist.destroy_process_group()
 
 
 def tiny_qwen2(*, tied: bool) -> Qwen2ForCausalLM:
