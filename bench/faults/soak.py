@@ -98,8 +98,8 @@ class Site:
 
 
 def figures(quick: bool, minutes: float = 60, latency: float = 0.3, out: str = "runs/soak.jsonl") -> Iterator[Figure]:
-    """``--quick`` takes two minutes after the start, which show that it works and nothing about growth."""
-    minutes = 2 if quick else minutes
+    """``--quick`` takes seconds after the start, which show that it works and nothing about growth."""
+    minutes = 0.3 if quick else minutes
     settle = min(SETTLE_MINUTES, minutes / 2)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir="runs" if Path("runs").is_dir() else None) as folder:

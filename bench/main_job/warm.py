@@ -9,18 +9,17 @@ from pathlib import Path
 
 from bench.harness import ROOT
 
-QUICK_STEPS = 20
-
 
 def warm_model(run_dir: Path, *, quick: bool) -> str:
-    """The Hugging Face folder of a warmed-up model, made in ``run_dir`` (minutes); with ``quick``, hardly warm.
+    """``model=`` of a warmed-up model, made in ``run_dir`` (minutes); ``quick``: the cold model.
 
     ``SLEUTH_BENCH_WARM`` names a finished one instead. Reinforcement starts with a fresh optimizer, so a run with
     ``model=FOLDER warmup.steps=0`` does what the whole run does after its warm-up.
     """
     if given := os.environ.get("SLEUTH_BENCH_WARM"):
         return str(Path(given).resolve())
+    if quick:
+        return "embedded"
     short = ["trainer.steps=1", "evaluation.dev_tasks=8", "evaluation.test_tasks=8", f"run_dir={run_dir}"]
-    limit = [f"warmup.steps={QUICK_STEPS}"] if quick else []
-    subprocess.run([sys.executable, "-m", "search_agent.train", *short, *limit], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "search_agent.train", *short], cwd=ROOT, check=True)
     return str(min((run_dir / "checkpoints").glob("step_*/hf")).resolve())

@@ -46,7 +46,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Three seeds of each arm, one run after the other; ``quick``: one seed, few steps, recorded only."""
     Path("runs").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="whole-step-", dir="runs"))
-    warm = Path(warm_model(folder / "warm", quick=quick))
+    warm = warm_model(folder / "warm", quick=quick)
     steps, seeds = (3, 1) if quick else (STEPS, 3)
     runs: dict[int, list[Run]] = {}
     for staleness in (0, 2):
@@ -55,10 +55,10 @@ def measure(quick: bool) -> Iterator[Figure]:
     shutil.rmtree(folder)  # after a failure it stays, with its logs
 
 
-def play(folder: Path, warm: Path, staleness: int, seed: int, steps: int) -> Run:
+def play(folder: Path, warm: str, staleness: int, seed: int, steps: int) -> Run:
     """One run, and what it left."""
     overrides = [
-        f"model={warm.resolve()}",
+        f"model={warm}",
         "warmup.steps=0",
         f"seed={seed}",
         f"trainer.steps={steps}",
