@@ -77,7 +77,8 @@ def draw_curves(settings: Mapping[str, Sequence[Member]], path: Path) -> None:
         if curves:
             middle, low, high = mean_curve(curves)
             steps = range(1, len(middle) + 1)
-            axes.plot(steps, middle, color=f"C{number % 10}", label=f"{setting} ({len(curves)} runs)")
+            label = f"{setting} ({len(curves)} runs)" if len(curves) > 1 else setting
+            axes.plot(steps, middle, color=f"C{number % 10}", label=label)
             axes.fill_between(steps, low, high, color=f"C{number % 10}", alpha=0.15, linewidth=0)
     axes.set_xlabel("reinforcement step")
     axes.set_ylabel("training reward, sampled")
