@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from bench.harness import ROOT
 from bench.rollout.latency import latency_s
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 def start(upstream: str, median_s: float) -> tuple[str, subprocess.Popen[str]]:
@@ -51,9 +55,16 @@ async def serve(upstream: str, median_s: float) -> None:
 
         app = web.Application(client_max_size=1 << 24)
         app.router.add_route("*", "/{path:.*}", forward)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-        await runner.cleanup()
+        await until_input_ends(app)
+
+
+async def until_input_ends(app: web.Application) -> None:
+    """Serve on a free loopback port, print the address, and end with standard input."""
+    from aiohttp import web
+
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await runner.cleanup()

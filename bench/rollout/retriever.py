@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.harness import ROOT
 from bench.rollout.latency import latency_s
+from bench.rollout.proxy import until_input_ends
 
 PASSAGES, PASSAGE_WORDS = 3, 172
 """Three passages of so many one-token words, and what frames them, are an observation of about 500 tokens."""
@@ -61,9 +62,4 @@ async def serve(median_s: float) -> None:
 
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/retrieve", retrieve)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await runner.cleanup()
+    await until_input_ends(app)
