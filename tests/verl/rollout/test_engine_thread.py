@@ -118,6 +118,7 @@ async def test_a_failing_step_fails_every_waiting_and_every_later_call(
         await thread.submit([1])[0]
     with pytest.raises(InfrastructureError, match="no blocks left"):
         await thread.pause()
+    thread.close()  # The callers learn of the death before the engine is freed; this waits for both.
     assert engine.closed == 1
 
 
