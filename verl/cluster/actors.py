@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
     from verl.data.samples import TrainingSample
     from verl.learner.config import LearnerConfig, OptimizerConfig
@@ -53,6 +55,8 @@ class LearnerActor:
     def __init__(self, *, log: Path) -> None:
         log_to(log)
         self._direct: Any = None
+        self._has_base = False
+        self._base: WeightUpdate | None = None
 
     def meeting_point(self) -> tuple[str, int]:
         """Where the ranks can meet if this one is rank 0: this machine's address in the cluster, and a free port."""
@@ -90,6 +94,7 @@ class LearnerActor:
         **options: bool,
     ) -> None:
         """See ``Learner.begin_phase``."""
+        self._has_base = False  # an earlier phase may have moved it
         self._learner.begin_phase(optimizer, loss, total_steps, advantage, **options)
 
     def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
@@ -112,15 +117,29 @@ class LearnerActor:
         return self._learner.reference_kl(samples, temperature, estimator)
 
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
-        """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them."""
+        """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them.
+
+        Of LoRA only the adapters, where it says so: the base was written before the first of them.
+        """
         import torch
 
+        write = partial(self._write, version=version, folder=folder)
+        if not self._learner.sends_adapters:
+            return write(self._learner.named_weights(getattr(torch, dtype)))
+        if not self._has_base:
+            self._base = write(self._learner.named_base(getattr(torch, dtype)), kind="base")
+            self._has_base = True
+        update = write(self._learner.named_adapters(), kind="adapters")
+        return None if update is None else replace(update, base=self._base, scale=self._learner.adapter_scale)
+
+    def _write(
+        self, weights: Iterable[tuple[str, Tensor]], version: int, folder: str, kind: str = "weights"
+    ) -> WeightUpdate | None:
         from verl.cluster.carriers import this_node
         from verl.sync.carrier import publish
 
-        weights = self._learner.named_weights(getattr(torch, dtype))
         if self._rank == 0:
-            return replace(publish(weights, version, folder), node=this_node())
+            return replace(publish(weights, version, folder, kind), node=this_node())
         for _ in weights:  # the other ranks take part in each gather
             pass
         return None
@@ -169,6 +188,7 @@ class LearnerActor:
 
     def load(self, folder: str) -> None:
         """Continue from what ``save`` wrote."""
+        self._has_base = False
         self._learner.load_checkpoint(Path(folder) / "learner")
 
 

@@ -82,6 +82,12 @@ class Carriers:
         """The same weights as a file of ``node``. Raises InfrastructureError if they cannot be brought there."""
         if node == update.node:
             return update
+        if update.base is not None:
+            alone, base = await asyncio.gather(self._file_at(update, node), self.at(update.base, node))
+            return replace(alone, base=base)
+        return await self._file_at(update, node)
+
+    async def _file_at(self, update: WeightUpdate, node: str) -> WeightUpdate:
         copies = self._copies.setdefault((update.path, update.checksum), {})
         if node not in copies or (copies[node].done() and copies[node].exception() is not None):
             copies[node] = asyncio.create_task(self._fetch(update, node))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from verl.learner.config import LoraConfig
+from verl.sync.adapters import DOWN, UP
+from verl.sync.adapters import add_adapter as add_product
 
 _NAME = "default"  # what peft calls an adapter that was given no name
 _BASE = ".base_layer"
@@ -59,10 +61,24 @@ def adapter_off(lm: nn.Module) -> Iterator[None]:
 
 def merged(layer: LoraLayer, base: Tensor) -> Tensor:
     """The whole base weight plus what the adapter adds to it. Collective."""
+    up, down = _matrices(layer)
+    return add_product(base, up, down, layer.scaling[_NAME])
+
+
+def adapters(lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Stream the whole matrices of each adapter, by the name of the weight they adapt (``verl.sync``). Collective."""
+    for name, layer in adapter_layers(lm).items():
+        up, down = _matrices(layer)
+        yield f"{name}.weight{UP}", up.detach()
+        yield f"{name}.weight{DOWN}", down.detach()
+
+
+def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """The whole ``(up, down)``. Collective."""
     down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
     assert isinstance(down, DTensor)
     assert isinstance(up, DTensor)
-    return base + layer.scaling[_NAME] * (whole_tensor(up) @ whole_tensor(down))
+    return whole_tensor(up), whole_tensor(down)
 
 
 def whole_tensor(weight: DTensor) -> Tensor:

@@ -62,6 +62,15 @@ class LoraConfig:
     """Names of the linear layers to adapt (``q_proj``, ``up_proj``); empty adapts all of the decoder."""
     seed: int = 0
     """Seed of the adapters' initial weights."""
+    sync: Literal["merged", "adapter"] = "adapter"
+    """What travels to the engines after each step: whole weights with the adapters merged in, or the adapters alone,
+    which each engine adds to a base that it was given once and that stays in each node's shared memory. A transfer from
+    GPU to GPU (``rollout.engine.weight_transfer``) always sends merged weights."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return self.alpha / self.rank
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, f"lora.rank={self.rank}: write 1 or more")
@@ -103,7 +112,7 @@ class LearnerConfig:
     max_logits_mib: int = 256
     """Bound on the logits held at once by the LM head, in MiB; above it, chunks are recomputed in the backward pass."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights; null trains all. Weights leave with the adapter merged in."""
+    """Train low-rank adapters instead of all weights; null trains all. Exports have them merged in."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The critic's optimizer and loss; there is a critic only where the advantage needs one."""
     max_skipped_steps: int = 3

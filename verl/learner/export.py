@@ -31,12 +31,12 @@ _TOKENIZER_FILES = (
 )
 
 
-def gathered(model: PolicyModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def gathered(model: PolicyModel, dtype: torch.dtype, *, merge: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Each whole weight in turn, cast before it is gathered, so that fewer bytes travel. Collective.
 
-    Adapters are merged into the weights they adapt (in full precision, cast afterwards).
+    Adapters are merged into the weights they adapt (in full precision, cast afterwards); without ``merge`` left out.
     """
-    layers = adapter_layers(model.lm)
+    layers = adapter_layers(model.lm) if merge else {}
     for name, parameter in model.weights.items():
         saved = saved_name(name)
         if saved is None:

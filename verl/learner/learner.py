@@ -27,7 +27,7 @@ from verl.config.build import build
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
 from verl.learner import checkpoint, export
-from verl.learner.adapter import saved_name
+from verl.learner.adapter import adapters, saved_name
 from verl.learner.background import BackgroundWriter
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.critic import Critic
@@ -209,6 +209,25 @@ class Learner:
         has to outlive the next step.
         """
         return export.gathered(self.model, dtype)
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether engines are to have ``named_base`` once and ``named_adapters`` after each step, in this phase."""
+        lora = self.config.lora
+        return lora is not None and lora.sync == "adapter" and not self._all_weights
+
+    @property
+    def adapter_scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied by; 1 without LoRA."""
+        return 1.0 if self.config.lora is None else self.config.lora.scale
+
+    def named_base(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """``named_weights`` without the adapters. Collective."""
+        return export.gathered(self.model, dtype, merge=False)
+
+    def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
+        """Stream the adapters' matrices, whole, in full precision, as ``verl.sync.adapters`` reads them. Collective."""
+        return adapters(self.model.lm)
 
     def weights_hash(self) -> str:
         """Hex digest of all weights in full precision. Collective; the same on every rank."""

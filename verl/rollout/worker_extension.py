@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers import utils as linear_layers
 from vllm.platforms import current_platform
 
+from verl.sync.adapters import HeldBase
 from verl.sync.receiver import load_file
 from verl.sync.update import WeightUpdate
 
@@ -47,11 +48,14 @@ class WorkerExtension:
     vllm_config: Any
     model_runner: Any
     weight_transfer_engine: Any
+    _held: HeldBase | None = None
 
     def load_file(self, update: WeightUpdate, version: int) -> None:
         """New weights from a memory-mapped file: see ``verl.sync.receiver``."""
+        if self._held is None:
+            self._held = HeldBase()
         with set_current_vllm_config(self.vllm_config):
-            load_file(self.model_runner.get_model(), update, version)
+            load_file(self.model_runner.get_model(), update, version, self._held)
 
     def received_checksum(self) -> int:
         """Of the weights that came by a GPU transfer: see ``verl.sync.gpu_receiver``."""

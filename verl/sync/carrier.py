@@ -28,12 +28,14 @@ _ALIGN_BYTES = 64
 _CHUNK_BYTES = 1 << 24
 
 
-def publish(named_weights: Iterable[tuple[str, Tensor]], version: int, folder: str | Path) -> WeightUpdate:
-    """Write the tensors, one at a time, to a new file in ``folder`` and describe it.
+def publish(
+    named_weights: Iterable[tuple[str, Tensor]], version: int, folder: str | Path, kind: str = "weights"
+) -> WeightUpdate:
+    """Write the tensors, one at a time, to a new file in ``folder``, whose name begins with ``kind``, and describe it.
 
     Raises InfrastructureError if the folder is full or gone; nothing is left behind then.
     """
-    final = Path(folder) / f"weights-{version:08d}-{os.getpid()}.bin"
+    final = Path(folder) / f"{kind}-{version:08d}-{os.getpid()}.bin"
     partial = final.with_suffix(".partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

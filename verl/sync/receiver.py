@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from verl.errors import InfrastructureError
+from verl.sync.adapters import HeldBase
 from verl.sync.carrier import mapped_weights
 from verl.sync.update import WeightUpdate
 
 
-def load_file(model: Any, update: WeightUpdate, version: int) -> None:
+def load_file(model: Any, update: WeightUpdate, version: int, held: HeldBase) -> None:
     """Copy a mapped file into the model's parameters, in place (each tensor-parallel rank takes its shard).
+
+    Of a file of adapters their sum with the base is loaded; ``held`` is the base that the model has already.
 
     Raises InfrastructureError on another version, a damaged file, or a parameter left out.
     """
@@ -19,9 +22,18 @@ def load_file(model: Any, update: WeightUpdate, version: int) -> None:
         raise InfrastructureError(
             f"expected weights version {version}, the file described holds version {update.version}"
         )
+    base, known = update.base, update.base is not None and held.holds(update.base)
+    if not known:
+        held.drop()
+    if base is not None and not known:
+        held.take(base)
     with mapped_weights(update) as weights:
+        if base is not None:
+            device = next(model.parameters()).device
+            weights = held.merged(weights, update.scale, device, everything=not known)
         loaded = model.load_weights(weights)
-    check_complete((name for name, _ in model.named_parameters()), loaded, f"weights version {version}")
+    if not known:  # later adapters change a part of the weights; the canary tells whether they arrived
+        check_complete((name for name, _ in model.named_parameters()), loaded, f"weights version {version}")
 
 
 def check_complete(parameters: Iterable[str], loaded: Collection[str], what: str) -> None:

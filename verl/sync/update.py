@@ -30,3 +30,7 @@ class WeightUpdate:
     """CRC-32 of the whole file: an engine refuses a file that is not the one described."""
     node: str = ""
     """The node whose file it is, by Ray's id; empty where there is only one."""
+    base: WeightUpdate | None = None
+    """Where only adapters travel: the weights that each engine adds them to, in a file that stays as it is."""
+    scale: float = 1.0
+    """What the product of an adapter's two matrices is multiplied by."""

@@ -105,9 +105,15 @@ class WeightSync:
         await self._release(held)
 
     async def _release(self, held: WeightUpdate | None) -> None:
-        # A version that is given out twice is one file.
-        if held is not None and (self._held is None or self._held.path != held.path):
-            await self._carriers.release(held)
+        # A version that is given out twice is one file, and so is the base of all adapters of a phase.
+        used = {file.path for file in _files(self._held)}
+        for file in _files(held):
+            if file.path not in used:
+                await self._carriers.release(file)
+
+
+def _files(update: WeightUpdate | None) -> list[WeightUpdate]:
+    return [file for file in (update, update and update.base) if file is not None]
 
 
 def _reading(answers: Probe, margins: Sequence[Sequence[float]] = ()) -> Reading:

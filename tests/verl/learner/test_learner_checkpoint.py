@@ -17,6 +17,8 @@ from verl.errors import UserError
 from verl.learner import checkpoint
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
+from verl.sync.adapters import HeldBase
+from verl.sync.carrier import publish
 
 MakeSamples = Callable[..., list[TrainingSample]]
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, schedule="linear")
@@ -80,6 +82,15 @@ def test_export_loads_in_transformers_with_these_weights(
         assert torch.equal(parameter, expected[name]), name
 
 
+def engine_weights(learner: Learner, folder: Path) -> dict[str, Any]:
+    """What an engine has after it was sent a base and adapters."""
+    base = publish(learner.named_base(torch.float32), 1, folder)
+    held = HeldBase()
+    held.take(base)
+    adapters, device = learner.named_adapters(), torch.device("cpu")
+    return {n: w.tolist() for n, w in held.merged(adapters, learner.adapter_scale, device, everything=True)}
+
+
 def test_adapter_starts_at_nothing_trains_alone_and_merges(
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
@@ -93,6 +104,7 @@ def test_adapter_starts_at_nothing_trains_alone_and_merges(
     reference = learner.logprobs(samples, reference=True)
     for ours, base in zip(reference, plain.logprobs(samples), strict=True):
         assert ours == pytest.approx(base, abs=1e-6)
+    assert engine_weights(learner, tmp_path) == {name: w.tolist() for name, w in learner.named_weights()}
     learner.save_hf(tmp_path / "hf")
     merged = Learner(tmp_path / "hf", LearnerConfig(), seed=0)
     moved = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.sync.adapters import DOWN, UP
 from verl.sync.carrier import publish, release
 from verl.sync.update import WeightUpdate
 
@@ -259,3 +261,29 @@ async def test_requests_in_flight_go_on_across_an_update(
         mixed += 0 < split < len(versions)
     assert mixed >= 5
     await engine.update_weights(updates(0, 4), 4)
+
+
+async def test_adapters_added_to_a_base_are_the_merged_weights(
+    engine: VllmEngine, models: list[Any], updates: Callable[[int, int], WeightUpdate], tmp_path: Path
+) -> None:
+    base, merged = models[0], copy.deepcopy(models[0])
+    adapters, generator = {}, torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for name, weight in merged.named_parameters():
+            if "_proj" in name and weight.ndim == 2:
+                up, down = (torch.randn(n, generator=generator) * 0.1 for n in ((len(weight), 4), (4, weight.shape[1])))
+                adapters |= {name + UP: up, name + DOWN: down}
+                weight.add_(2.0 * (up @ down))
+    held = publish(base.named_parameters(), 7, tmp_path, "base")
+    ids = [5, 6, 7, 8]
+    for version in (7, 8):  # the base with it, then the adapters alone
+        update = publish(adapters.items(), version, tmp_path, "adapters")
+        await engine.update_weights(replace(update, base=held, scale=2.0), version)
+        generation = await engine.generate(ids, Turn(20), Sampling(), 0)
+        assert_close(generation.logprobs, logprobs_by(merged, [*ids, *generation.token_ids])[len(ids) :])
+        adapters = {name: matrix if name.endswith(DOWN) else -matrix for name, matrix in adapters.items()}
+        with torch.no_grad():
+            for name, weight in merged.named_parameters():
+                if name + UP in adapters:
+                    weight.add_(4.0 * (adapters[name + UP] @ adapters[name + DOWN]))
+    await engine.update_weights(updates(0, 9), 9)
