@@ -24,11 +24,11 @@ PREFILL_REACH = 1 / 3
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Every arm in a process of its own, one after the other. ``quick``: one small batch, recorded only."""
-    groups = 2 if quick else GROUPS
+    """Every arm in a process of its own, one after the other. ``quick``: one group, recorded only."""
+    groups = 1 if quick else GROUPS
     with tempfile.TemporaryDirectory() as folder:
         policy = model.write(Path(folder))
-        for median_s in [0.3] if quick else REACH:
+        for median_s in [0.05] if quick else REACH:
             arms: dict[ArmName, Played] = {}
             for name in _arms(quick, median_s):
                 with serving(median_s) as url:

@@ -47,15 +47,16 @@ def measure(quick: bool) -> Iterator[Figure]:
     Path("runs").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="whole-step-", dir="runs"))
     warm = warm_model(folder / "warm", quick=quick)
-    steps, seeds = (3, 1) if quick else (STEPS, 3)
-    runs: dict[int, list[Run]] = {}
-    for staleness in (0, 2):
-        runs[staleness] = [play(folder / f"{staleness}-{seed}", warm, staleness, seed, steps) for seed in range(seeds)]
+    steps, seeds, tasks = (3, 1, 8) if quick else (STEPS, 3, TEST_TASKS)
+    runs: dict[int, list[Run]] = {
+        staleness: [play(folder / f"{staleness}-{seed}", warm, staleness, seed, steps, tasks) for seed in range(seeds)]
+        for staleness in (0, 2)
+    }
     yield from figures(runs[0], runs[2], judged=not quick)
     shutil.rmtree(folder)  # after a failure it stays, with its logs
 
 
-def play(folder: Path, warm: str, staleness: int, seed: int, steps: int) -> Run:
+def play(folder: Path, warm: str, staleness: int, seed: int, steps: int, tasks: int) -> Run:
     """One run, and what it left."""
     overrides = [
         f"model={warm}",
@@ -69,7 +70,9 @@ def play(folder: Path, warm: str, staleness: int, seed: int, steps: int) -> Run:
         # Each query has a latency of its own: a request of several would be as slow as its slowest.
         "client.max_queries_per_request=1",
         "client.max_requests_in_flight=128",
-        *_short(TEST_TASKS),
+        "evaluation.dev_tasks=16",
+        f"evaluation.test_tasks={tasks}",
+        f"evaluation.every_steps={STEPS}",
     ]
     train(folder, MEDIAN_S, overrides)
     return read_run(
@@ -101,10 +104,6 @@ def figures(synchronous: Sequence[Run], ahead: Sequence[Run], *, judged: bool) -
 def _mean(values: Iterator[float]) -> float:
     numbers = list(values)
     return sum(numbers) / len(numbers)
-
-
-def _short(tasks: int) -> list[str]:
-    return ["evaluation.dev_tasks=16", f"evaluation.test_tasks={tasks}", f"evaluation.every_steps={STEPS}"]
 
 
 # -- a run behind slow servers --
