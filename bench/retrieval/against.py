@@ -1,4 +1,4 @@
-"""Our server and the published shape, one after the other in one run, over the same index and the same queries."""
+"""Our server and the published shape, in turns in one run, over the same index and the same queries."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,8 @@ from search_agent.retrieval.building import build_index
 from search_agent.retrieval.service import start_server
 
 CONNECTIONS = 64
+TURNS = ((0, 1), (1, 0), (0, 1), (1, 0))
+"""Who is asked first and second: what drifts on the machine meets both."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,24 @@ def measure(num_passages: int, seconds: float) -> tuple[Measured, Measured]:
         start_server(corpus, log=log, index=index).stop()  # compiled code is on disk afterwards, as on a second start
         began = time.perf_counter()
         with start_server(corpus, log=log, index=index) as server:
-            ready_s = time.perf_counter() - began
-            ours = Measured(
-                load.run(server.url, server.pid, asked, CONNECTIONS, seconds), _memory_mb(server.pid), ready_s
-            )
-        began = time.perf_counter()
-        with _peer(corpus, Path(scratch) / "announce") as (url, pid):
-            ready_s = time.perf_counter() - began
-            theirs = Measured(load.run(url, pid, asked, CONNECTIONS, seconds), _memory_mb(pid), ready_s)
-    if ours.load.failed or theirs.load.failed:
-        raise SystemExit(f"failed requests: ours {ours.load.failed}, theirs {theirs.load.failed}")
+            started = time.perf_counter()
+            with _peer(corpus, Path(scratch) / "announce") as peer:
+                ready_s = (started - began, time.perf_counter() - started)
+                sides = ((server.url, server.pid), peer)
+                loads = _in_turns(sides, asked, seconds)
+                memory_mb = [_memory_mb(pid) for _, pid in sides]
+    if any(one.failed for one in loads):
+        raise SystemExit(f"failed requests: ours {loads[0].failed}, theirs {loads[1].failed}")
+    ours, theirs = (Measured(*parts) for parts in zip(loads, memory_mb, ready_s, strict=True))
     return ours, theirs
+
+
+def _in_turns(sides: Sequence[tuple[str, int]], asked: Sequence[str], seconds: float) -> list[load.Load]:
+    """The load of each server (URL, process): so many seconds in all."""
+    turns: list[list[load.Load]] = [[] for _ in sides]
+    for side in chain(*TURNS):
+        turns[side].append(load.run(*sides[side], asked, CONNECTIONS, seconds / len(TURNS)))
+    return [load.together(own) for own in turns]
 
 
 @contextmanager

@@ -45,6 +45,16 @@ class Load:
         return float(np.quantile(self.latencies_s, q))
 
 
+def together(loads: Sequence[Load]) -> Load:
+    """Several turns as one load."""
+    return Load(
+        seconds=sum(load.seconds for load in loads),
+        latencies_s=[latency for load in loads for latency in load.latencies_s],
+        failed=sum(load.failed for load in loads),
+        cpu_s=sum(load.cpu_s for load in loads),
+    )
+
+
 def run(url: str, pid: int, queries: Sequence[str], connections: int, seconds: float, k: int = 3) -> Load:
     """Ask the server ``pid`` single queries by ``POST /retrieve`` for so long, after a warm-up of a fifth of it.
 

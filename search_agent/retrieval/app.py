@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class App:
         self._default_k = default_k
         self._engine_threads = engine_threads
         self._max_waiting = max_waiting
+        self._token = access.token()
         self._served: Served | None = None
         self._batcher: Batcher | None = None
         self._metrics = metrics.Metrics()
@@ -96,7 +98,8 @@ class App:
             allowed = ", ".join(known for known, other in self._routes if other == path)
             detail = f"no such route: {method} {path}; see /openapi.json"
             raise BadRequest(405, detail, [(b"allow", allowed.encode())]) if allowed else BadRequest(404, detail)
-        if path not in OPEN_ROUTES and not access.allows(_header(scope, b"authorization")):
+        token = self._token
+        if token and path not in OPEN_ROUTES and not access.allows(_header(scope, b"authorization"), token):
             raise BadRequest(401, "a bearer token is needed", [(b"www-authenticate", b"Bearer")])
         return await handler(scope, receive)
 
@@ -147,11 +150,24 @@ class App:
             futures = batcher.submit(sound, request.k)
         except QueueFull as error:
             raise BadRequest(429, f"{batcher.waiting} queries are waiting; come back later", RETRY_AFTER) from error
-        if futures:
-            await asyncio.wait(futures)  # does not cancel them if this request goes away: others may wait for them
+        await _settled(futures)
         found = iter(futures)
         answers = [_as_answer(next(found)) if fault is None else Answer((), fault, 422) for fault in faults]
         return JSON, render(request, answers, served.documents)
+
+
+async def _settled(futures: Sequence[asyncio.Future[list[Hit]]]) -> None:
+    """Wait for all. Unlike ``gather`` it leaves them alone if the waiting is cancelled: others may wait for them."""
+    for future in futures:
+        if not future.done():
+            waiter = asyncio.get_running_loop().create_future()
+            future.add_done_callback(partial(_wake, waiter))
+            await waiter
+
+
+def _wake(waiter: asyncio.Future[None], done: asyncio.Future[list[Hit]]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:

@@ -150,7 +150,7 @@ def _piped(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hits(hits: Sequence[Hit], documents: Documents, with_scores: bool) -> bytes:
     if with_scores:
-        rows = [b'{"document":%b,"score":%.17g}' % (documents.of(hit), hit.score) for hit in hits]
+        rows = [b'{"document":%b,"score":%b}' % (documents.of(hit), orjson.dumps(hit.score)) for hit in hits]
     else:
         rows = [documents.of(hit) for hit in hits]
     return b"[" + b",".join(rows) + b"]"
