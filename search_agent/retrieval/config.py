@@ -82,9 +82,13 @@ class DenseConfig(EncoderConfig):
     """Inverted lists to visit (IVF), or size of the search queue (HNSW); more is slower and finds more."""
     vectors: Path | None = None
     """A FAISS index file made elsewhere over the same rows and encoder, such as Search-R1's ``e5_Flat.index``."""
+    gpus: int = 0
+    """GPUs that the index is spread over and searched on (flat and IVF); 0 searches on the CPU. Needs ``faiss-gpu``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gpus < 0:
+            raise UserError(f"gpus: {self.gpus} is negative; 0 searches on the CPU")
         if self.probes < 1:
             raise UserError(f"probes: {self.probes} is below 1; give 1 or more")
 

@@ -29,6 +29,8 @@ REFINE_FACTOR = 10
 SCAN_BELOW_QUERIES = 4
 """FAISS scans vector by vector below this many queries and multiplies matrices from here on; its own bound (128,000
 scalars of queries) leaves batches of a hundred unbatched, at an eighth of the speed."""
+MAX_DEPTH_ON_GPU = 2048
+"""FAISS returns no more than this from a GPU."""
 
 
 class Dense:
@@ -36,10 +38,11 @@ class Dense:
 
     max_batch = 256
 
-    def __init__(self, encoder: Encoder, index: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, index: Any, settings: dict[str, Any], *, on_gpu: bool = False) -> None:
         self._encoder = encoder
         self._index = index
         self._settings = settings
+        self._max_depth = MAX_DEPTH_ON_GPU if on_gpu else index.ntotal
         faiss.cvar.distance_compute_blas_threshold = SCAN_BELOW_QUERIES * encoder.dimensions
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -48,7 +51,7 @@ class Dense:
         out: list[list[Hit]] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[number] for number in asked])
-            for number, hits in zip(asked, nearest(self._index, vectors, k), strict=True):
+            for number, hits in zip(asked, nearest(self._index, vectors, k, self._max_depth), strict=True):
                 out[number] = hits
         return out
 
@@ -61,16 +64,18 @@ class Dense:
         return f"faiss {faiss.__version__} {type(self._index).__name__}"
 
 
-def nearest(index: Any, vectors: Vectors, k: int) -> list[list[Hit]]:
+def nearest(index: Any, vectors: Vectors, k: int, max_depth: int | None = None) -> list[list[Hit]]:
     """The best inner products, best first, ties by number.
 
-    FAISS breaks ties as it likes: it is asked for one more than k, and for more until the last is worse than the k-th.
+    FAISS breaks ties as it likes: it is asked for one more than k, and for more until the last is worse than the k-th,
+    or ``max_depth`` is reached.
     """
-    k = min(k, index.ntotal)
-    depth = min(k + 1, index.ntotal)
+    limit = min(index.ntotal, max_depth or index.ntotal)
+    k = min(k, limit)
+    depth = min(k + 1, limit)
     scores, numbers = index.search(vectors, depth)
-    while depth < index.ntotal and ((scores[:, k - 1] == scores[:, -1]) & (numbers[:, -1] >= 0)).any():
-        depth = min(2 * depth, index.ntotal)
+    while depth < limit and ((scores[:, k - 1] == scores[:, -1]) & (numbers[:, -1] >= 0)).any():
+        depth = min(2 * depth, limit)
         scores, numbers = index.search(vectors, depth)
     rows = zip(numbers.tolist(), scores.tolist(), strict=True)
     return [_ranked(zip(*row, strict=True))[:k] for row in rows]
@@ -110,7 +115,23 @@ def open_dense(config: DenseConfig, folder: Path, documents: Documents, document
             f"{len(documents)} passages and the encoder makes {encoder.dimensions}"
         )
     set_probes(index, config.probes)
-    return Dense(encoder, index, settings)
+    if config.gpus:
+        index = spread(index, config.gpus)
+    return Dense(encoder, index, settings, on_gpu=config.gpus > 0)
+
+
+def spread(index: Any, gpus: int) -> Any:
+    """A part of the index on each of the first ``gpus`` GPUs. Raises UserError if FAISS cannot. Never run on a GPU."""
+    found = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    if found < gpus:
+        raise UserError(f"dense.gpus={gpus}: FAISS sees {found} here; write {found}, or install faiss-gpu")
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = True
+    try:
+        return faiss.index_cpu_to_gpus_list(index, co=options, gpus=list(range(gpus)))
+    except RuntimeError as error:  # HNSW, among others
+        kind = type(faiss.downcast_index(index)).__name__
+        raise UserError(f"dense.gpus={gpus}: FAISS has no {kind} on GPUs; write dense.gpus=0") from error
 
 
 def _vectors(home: Path, made: dict[str, Any], documents: Documents, digest: str, encoder: Encoder) -> Vectors:

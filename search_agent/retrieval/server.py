@@ -31,6 +31,9 @@ from verl.durable import write_atomically
 from verl.errors import UserError
 
 DRAIN_S = 30
+KEEP_ALIVE_S = 75
+"""After which an idle connection is closed: later than clients let go of theirs, since a request that is on its way
+while its connection closes is lost to clients that do not try again."""
 THREADS_THAT_WAIT = 8
 """Of an engine elsewhere."""
 
@@ -78,6 +81,7 @@ async def _serve(config: ServerConfig, listener: socket.socket) -> None:
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
         ),
         app,

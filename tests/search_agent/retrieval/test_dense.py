@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,39 @@ def test_approximate_indexes_find_nearly_all(factory: str) -> None:
 def test_a_factory_string_that_faiss_does_not_know_is_refused() -> None:
     with pytest.raises(UserError, match=r"dense\.index: 'Nonsense' is no FAISS factory string"):
         dense.make_index("Nonsense", np.zeros((2, 4), np.float32))
+
+
+def test_ties_are_followed_no_deeper_than_a_gpu_answers() -> None:
+    index = dense.make_index("Flat", np.ones((50, 4), np.float32))
+    depths: list[int] = []
+
+    class Counting:
+        ntotal = index.ntotal
+
+        def search(self, queries: Any, depth: int) -> Any:
+            depths.append(depth)
+            return index.search(queries, depth)
+
+    found = dense.nearest(Counting(), np.ones((1, 4), np.float32), 3, max_depth=20)
+    assert depths == [4, 8, 16, 20]
+    assert len(found[0]) == 3
+
+
+def test_gpus_that_are_not_there_are_refused_and_those_there_share_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = dense.make_index("Flat", np.ones((5, 4), np.float32))
+    with pytest.raises(UserError, match=r"dense\.gpus=2: FAISS sees 0 here; write 0"):
+        dense.spread(index, 2)
+    given: dict[str, Any] = {}
+
+    def clone(part: Any, co: Any, gpus: list[int]) -> str:
+        given.update(gpus=gpus, shard=co.shard)
+        return "spread"
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpus_list", clone, raising=False)
+    assert dense.spread(index, 2) == "spread"
+    assert given == {"gpus": [0, 1], "shard": True}
 
 
 @pytest.mark.parametrize("backend", ["dense", "hybrid"])
