@@ -2,11 +2,12 @@
 
     python -m bench.faults.campaign [--quick] [mode=deterministic,asynchronous] [kills=20] [seed=0] [run keys ...]
 
-For each mode (all of ``MODES`` unless some are named) one run is made undisturbed; then others of the same configuration are killed at random points of their
-life, in all ``kills`` times. After each kill the processes and the shared memory that are left are counted; each run
-that came to its end is compared with the undisturbed one. ``deterministic``: metrics, trajectories, evaluations and
-weights are identical. In every mode: each group was trained on once and none left out (``trained.jsonl``, one lineage
-of weights), no episode is lost, no sample is older than the bound.
+For each mode (all of ``MODES`` unless some are named) one run is made undisturbed; then others of the same
+configuration are killed at random points of their life, in all ``kills`` times. After each kill the processes and the
+shared memory that are left are counted; each run that came to its end is compared with the undisturbed one.
+``deterministic``: metrics, trajectories, evaluations and weights are identical. In every mode: each group was trained
+on once and none left out (``trained.jsonl``, one lineage of weights), no episode is lost, no sample is older than the
+bound.
 """
 
 from __future__ import annotations
