@@ -90,6 +90,19 @@ def test_a_truncated_checkpoint_is_passed_over(whole: Path, tmp_path: Path) -> N
     assert f"{newest} is damaged" in runs.output(run_dir)
 
 
+def test_a_learner_that_hangs_is_named_and_ends_the_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    bounds = ["cluster.stall_warning_s=5", "cluster.stall_error_s=20"]
+    process = runs.launch(run_dir, [*RUN, "warmup.steps=0", *bounds])
+    runs.wait_for_step(process, run_dir, 1)
+    os.kill(processes(run_dir, "LearnerActor")[0], signal.SIGSTOP)
+    assert process.wait(120) == 3
+    assert "warning: learner has not moved for" in runs.output(run_dir)
+    assert "nothing has moved for" in last_line(run_dir)
+    assert "learner: the run waits for" in last_line(run_dir)
+    assert runs.run_processes(run_dir) == {}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 512 MiB that is its own."""
