@@ -113,17 +113,17 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
     from search_agent.evaluation.describe import describe
     from search_agent.inputs import find_source, model_path
     from search_agent.launch import processes
+    from search_agent.lengths import check_lengths
     from search_agent.preflight import check_retriever
     from search_agent.source import Source
     from verl.trainer.evaluator import Evaluator
 
     source = await asyncio.to_thread(find_source, config)
-    tasks = source.test.load()[: config.evaluation.test_tasks]
+    tasks, model = source.test.load()[: config.evaluation.test_tasks], model_path(config, source)
+    check_lengths({"test": tasks}, config, model)
     await check_retriever(config, folder)
     only_test = Source(source.test, source.test, source.test, source.model)
-    async with processes(
-        config, only_test, model_path(config, source), folder.logs, scratch, learn=False, probes=list
-    ) as live:
+    async with processes(config, only_test, model, folder.logs, scratch, learn=False, probes=list) as live:
         measuring = Evaluator(live.pool, describe).measure(tasks, "test", "eval", 0, keep_in=folder)
         return await live.watch(measuring)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search_agent.config import RunConfig
+from search_agent.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.source import Source
 from search_agent.traces import load_traces
@@ -41,6 +42,8 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.trainer.turn_credit.coefficient:
         check_evidence(train)
     model = model_path(config, source)
+    measured = {"dev": dev[: config.evaluation.dev_tasks], "test": test[: config.evaluation.test_tasks]}
+    check_lengths({"train": train, **measured}, config, model)
     traces = []
     if config.warmup.steps:
         traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
