@@ -48,6 +48,11 @@ class Played:
         return self.episodes / self.seconds
 
 
+def together(runs: Sequence[Played]) -> Played:
+    """Several runs of one arm as one."""
+    return Played(*(sum(column) for column in zip(*map(dataclasses.astuple, runs), strict=True)))
+
+
 def run(
     name: ArmName, model: Path, url: str, batches: int, groups: int, core: int | None = None, first: int = 0
 ) -> Played:

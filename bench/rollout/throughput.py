@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.harness import Figure, main
 from bench.rollout import model
-from bench.rollout.arm import ArmName, Played, run
+from bench.rollout.arm import ArmName, Played, run, together
 from bench.rollout.retriever import serving
 
 REACH = {0.05: 2.0, 0.3: 3.0}
@@ -24,24 +24,26 @@ PREFILL_REACH = 1 / 3
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Every arm in a process of its own, one after the other. ``quick``: one group, recorded only."""
+    """Every arm in processes of its own, one after the other. ``quick``: one group, recorded only."""
     groups = 1 if quick else GROUPS
     with tempfile.TemporaryDirectory() as folder:
         policy = model.write(Path(folder))
         for median_s in [0.05] if quick else REACH:
-            arms: dict[ArmName, Played] = {}
+            runs: dict[ArmName, list[Played]] = {}
             for name in _arms(quick, median_s):
                 with serving(median_s) as url:
-                    arms[name] = run(name, policy, url, AHEAD_BATCHES if name == "ours_ahead" else 1, groups)
-                print(f"{median_s:g} s, {name}: {arms[name]}", flush=True)
-            yield from figures(arms, median_s, judged=not quick)
+                    played = run(name, policy, url, AHEAD_BATCHES if name == "ours_ahead" else 1, groups)
+                runs.setdefault(name, []).append(played)
+                print(f"{median_s:g} s, {name}: {played}", flush=True)
+            yield from figures({name: together(own) for name, own in runs.items()}, median_s, judged=not quick)
 
 
 def _arms(quick: bool, median_s: float) -> tuple[ArmName, ...]:
+    """In the order in which they are played; the two that are compared are played twice, so that drift meets both."""
     if quick:
         return "lockstep", "ours"
-    published: tuple[ArmName, ...] = ("lockstep", "lockstep_cached", "ours")
-    return (*published, "ours_ahead") if median_s == max(REACH) else published
+    ahead: tuple[ArmName, ...] = ("ours_ahead",) if median_s == max(REACH) else ()
+    return "lockstep", "lockstep_cached", "ours", *ahead, "ours", "lockstep"
 
 
 def figures(arms: Mapping[ArmName, Played], median_s: float, *, judged: bool) -> Iterator[Figure]:
