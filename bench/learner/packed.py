@@ -1,7 +1,7 @@
 """A packed update against a padded one, tokens a second: forward and backward on the same samples and model.
 
 Lengths are log-normal, median 1,200, sigma 0.6, clipped at 4,096. The padded variant takes samples in their order and
-pads to the longest of its micro-batch, under the same cap on tokens, padding included. Both score policy tokens only.
+pads to the longest of its micro-batch, under the same cap on tokens (the learner's own), padding included. Both score policy tokens only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from verl.data.batch import pack_samples
 from verl.data.packing import pack
 from verl.data.samples import TrainingSample
 from verl.learner.attention import PACKED
+from verl.learner.config import LearnerConfig
 from verl.learner.flops import FlopsModel
 from verl.learner.logprobs import policy_logprobs
 from verl.learner.model import PolicyModel
 
-CAP = 8192
+CAP = LearnerConfig().max_tokens_per_microbatch
 
 
 def packed_pass(model: PolicyModel, samples: Sequence[TrainingSample]) -> None:

@@ -34,8 +34,8 @@ _REFUSED = ("softcap", "s_aux", "dropout")
 
 IntArray = npt.NDArray[np.int64]
 
-# A group may hold up to this many tokens, padding included, per real one: larger groups, fewer kernel calls.
-_MAX_PADDING = 1.25
+# A call of the kernel, with the moves around it, takes as long as attention over a sequence of so many tokens.
+_CALL_TOKENS = 192
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ class AttentionLayout:
         return len(members), width, torch.from_numpy(packed).to(device), torch.from_numpy(padded).to(device)
 
 
-def group_lengths(lengths: Sequence[int], max_padding: float = _MAX_PADDING) -> list[list[int]]:
-    """Indices of sequences in groups, longest first; a group padded to its longest stays within ``max_padding``."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+def group_lengths(lengths: Sequence[int], call_tokens: int = _CALL_TOKENS) -> list[list[int]]:
+    """Indices of sequences in groups, longest first: one joins while its padding costs less than a call of its own.
+
+    Attention over n tokens costs n squared; a call costs ``call_tokens`` squared.
+    """
     groups: list[list[int]] = []
-    real = 0
-    for index in order:
-        real += lengths[index]
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_padding * real:
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        widest = lengths[groups[-1][0]] if groups else 0
+        if widest**2 - lengths[index] ** 2 <= call_tokens**2 and groups:
             groups[-1].append(index)
         else:
             groups.append([index])
-            real = lengths[index]
     return groups
 
 
