@@ -1,7 +1,8 @@
 """A packed update against a padded one, tokens a second: forward and backward on the same samples and model.
 
 Lengths are log-normal, median 1,200, sigma 0.6, clipped at 4,096. The padded variant takes samples in their order and
-pads to the longest of its micro-batch, under the same cap on tokens (the learner's own), padding included. Both score policy tokens only.
+pads to the longest of its micro-batch, under the same cap on tokens, padding included: the learner's default. Both
+score policy tokens only.
 """
 
 from __future__ import annotations
