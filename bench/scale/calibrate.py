@@ -7,7 +7,9 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +41,24 @@ def rates(timing: Timing) -> Rates:
     return Rates(step_s, request_s, (timing.read_s - timing.decode_many_s) / (MANY * NEW_TOKENS))
 
 
-def measure(model: Path) -> Rates:
-    """In a process of its own, on the first core."""
+def measure(model: Path, engines: int = 1) -> Rates:
+    """The mean of so many engines at the same time, each in a process and on a core of its own.
+
+    Engines of one machine share its memory, and slow one another down.
+    """
+    with ThreadPoolExecutor(engines) as pool:
+        timings = list(pool.map(partial(_timed, model), range(engines)))
+    means = (sum(column) / engines for column in zip(*map(astuple, timings), strict=True))
+    return rates(Timing(*means))
+
+
+def _timed(model: Path, core: int) -> Timing:
     code = "import sys; from bench.scale.calibrate import child; child(sys.argv[1])"
-    command = ["taskset", "-c", "0", sys.executable, "-c", code, str(model)]
+    command = ["taskset", "-c", str(core), sys.executable, "-c", code, str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"the calibration ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    return rates(Timing(**json.loads(done.stdout.splitlines()[-1])))
+    return Timing(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def child(model: str) -> None:
