@@ -24,8 +24,9 @@ from verl.errors import UserError
 
 CHUNK_PASSAGES = 512
 TRAINING_VECTORS = 200_000
-REFINE_FACTOR = 10
-"""Candidates that a refined index scores again, for each result asked for."""
+REFINE_FACTOR = 30
+"""Candidates that a refined index scores again, for each result asked for: one-bit codes rank roughly, and more probes
+do not make up for it (``docs/results/retrieval.md``)."""
 SCAN_BELOW_QUERIES = 4
 """FAISS scans vector by vector below this many queries and multiplies matrices from here on; its own bound (128,000
 scalars of queries) leaves batches of a hundred unbatched, at an eighth of the speed."""
