@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA, reason="SLEUTH_TEST_DATA does not name a folder with wiki_mini/ and flashrag/"),
 ]
 
-ENVIRONMENT = ("environment.max_observation_tokens=600", "environment.max_prompt_tokens=200")
+ENVIRONMENT = ("environment.max_observation_tokens=600", "environment.max_prompt_tokens=400")
 
 
 def test_real_questions_and_a_real_corpus_go_through_the_whole_loop(tmp_path: Path) -> None:
