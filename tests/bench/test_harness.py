@@ -43,7 +43,8 @@ def test_the_exit_status_is_the_verdict(value: float, status: int, capsys: pytes
 
 def test_benches_are_found_and_named_by_path_or_last_part(tmp_path: Path) -> None:
     (tmp_path / "room").mkdir()
-    (tmp_path / "room" / "speed.py").write_text('if __name__ == "__main__": ...')
+    (tmp_path / "room" / "speed.py").write_text('yield Figure("a", 1, "s")\nif __name__ == "__main__": ...')
+    (tmp_path / "room" / "server.py").write_text('if __name__ == "__main__": ...')
     (tmp_path / "room" / "helper.py").write_text("")
     assert names(tmp_path) == ["room/speed"]
     assert select(["speed"], ["room/speed", "room/size"]) == ["room/speed"]
