@@ -50,8 +50,8 @@ def move_moments(optimizer: torch.optim.Optimizer, device: torch.device) -> None
 def global_grad_norm(parameters: Iterable[DTensor]) -> Tensor:
     """2-norm of the whole gradient, a float64 scalar equal on every rank; one collective."""
     grads = [p.grad for p in parameters if isinstance(p.grad, DTensor)]
-    norms = torch.stack(torch._foreach_norm([grad.to_local() for grad in grads])).to(torch.float64)
-    total = norms.square().sum()
+    # Summed in float64: in float32 a million squares lose five digits, and how many depends on the number of ranks.
+    total = torch.stack(torch._foreach_norm([grad.to_local() for grad in grads], dtype=torch.float64)).square().sum()
     mesh = grads[0].device_mesh
     total = total.to(mesh.device_type)  # gradients may lie in host memory
     dist.all_reduce(total, group=mesh.get_group(mesh.ndim - 1))  # over one copy; further copies have the same
