@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 MACHINES = {"sleuth_a": "10.99.7.1", "sleuth_b": "10.99.7.2"}
 HEAD, OTHER = MACHINES
 RAY = str(Path(sys.executable).with_name("ray"))
-SECRET = {TOKEN_VARIABLE: "s3cret"}
+# Nodes find a token of Ray's in the home folder, where there is one, and would then ask the driver for it.
+SECRET = {TOKEN_VARIABLE: "s3cret", "RAY_AUTH_MODE": "disabled"}
 
 
 def ip(*arguments: str) -> None:
@@ -67,7 +68,8 @@ def cluster(machines: None, tmp_path: Path) -> Iterator[str]:
         start = [RAY, "start", *joined, f"--node-ip-address={address}", "--num-cpus=1", "--block"]
         limits = ["--object-store-memory=100000000", "--disable-usage-stats"]
         log = (tmp_path / f"{name}.log").open("w")
-        nodes.append(subprocess.Popen(inside(name, *start, *limits), stdout=log, stderr=log))
+        environment = {**os.environ, **SECRET}
+        nodes.append(subprocess.Popen(inside(name, *start, *limits), stdout=log, stderr=log, env=environment))
         time.sleep(8)
     assert all(node.poll() is None for node in nodes), (tmp_path / f"{HEAD}.log").read_text()
     yield f"{MACHINES[HEAD]}:{port}"
