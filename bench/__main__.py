@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -23,9 +22,8 @@ RESULTS = ROOT / "docs" / "results"
 
 def names(folder: Path = ROOT / "bench") -> list[str]:
     """Every bench: a script in a room of ``bench/`` that makes figures, without its ending."""
-    scripts = (
-        path for path in folder.glob("*/*.py") if {"__main__", "Figure"} <= set(re.findall(r"\w+", path.read_text()))
-    )
+    texts = {path: path.read_text() for path in folder.glob("*/*.py")}
+    scripts = (path for path, text in texts.items() if "__main__" in text and "Figure" in text)
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in scripts)
 
 

@@ -42,6 +42,10 @@ class Figure:
         """Holds if ``value`` is ``reach`` or less."""
         return cls(figure, value, unit, f"<= {reach:g}", value <= reach)
 
+    def judged(self, judged: bool) -> Figure:
+        """This figure, or without ``judged`` its value alone: where what was measured is too small to be held to it."""
+        return self if judged else Figure(self.figure, self.value, self.unit)
+
     def to_json(self) -> str:
         """The line that ends a bench."""
         return json.dumps(asdict(self))

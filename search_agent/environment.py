@@ -86,6 +86,16 @@ def build(
     return make
 
 
+def prompt_text(task: Task, protocol: SearchProtocol) -> str:
+    """What opens the task's episodes, before framing: the protocol's words, unless the task brings its own."""
+    return protocol.prompt(task.question) if task.prompt is None else task.prompt
+
+
+def prompt_limit(config: Config, context_tokens: int) -> int:
+    """Tokens that a prompt may have in a context of so many: one is left for an answer."""
+    return min(config.max_prompt_tokens, context_tokens - 1)
+
+
 class SearchEnvironment:
     """One episode. Implements ``verl.rollout.interfaces.Environment``."""
 
@@ -109,9 +119,8 @@ class SearchEnvironment:
 
     def start(self) -> Prompt:
         """Render the prompt, unless the task brings its own. Raises UserError if it is too long."""
-        ready = self._task.prompt
-        prompt = self._framing.prompt(self._protocol.prompt(self._task.question) if ready is None else ready)
-        length, limit = len(prompt.token_ids), min(self._config.max_prompt_tokens, self._room - 1)
+        prompt = self._framing.prompt(prompt_text(self._task, self._protocol))
+        length, limit = len(prompt.token_ids), prompt_limit(self._config, self._room)
         if length > limit:
             raise UserError(
                 f"task {self._task.id}: its prompt has {length} tokens and {limit} are allowed: "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search_agent.config import RunConfig
+from search_agent.environment import prompt_limit, prompt_text
 from verl.data.tasks import Task
 from verl.errors import UserError
 
@@ -18,10 +19,10 @@ def check_lengths(splits: Mapping[str, Sequence[Task]], config: RunConfig, model
     What a chat template adds is not counted: a prompt within that little of the bound is refused when it is played.
     ``model`` is a folder; without its ``tokenizer.json`` nothing can be said here.
     """
-    limit = min(config.environment.max_prompt_tokens, config.rollout.engine.max_context_tokens - 1)
+    limit = prompt_limit(config.environment, config.rollout.engine.max_context_tokens)
     protocol, faults = config.protocol.build(), []
     for name, tasks in splits.items():
-        texts = [protocol.prompt(task.question) if task.prompt is None else task.prompt for task in tasks]
+        texts = [prompt_text(task, protocol) for task in tasks]
         # A token stands for a byte or more, so nearly every prompt is known to fit without a tokenizer.
         suspects = [(task, text) for task, text in zip(tasks, texts, strict=True) if len(text.encode()) > limit]
         lengths = _count([text for _, text in suspects], Path(model))

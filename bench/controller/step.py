@@ -47,7 +47,7 @@ def figures_of_growth(reference: Step, sizes: list[Step]) -> Iterator[Figure]:
         for what, ratio in (("time", seconds), ("memory", memory)):
             name = f"{what} an episode, {step.episodes:,} against {reference.episodes:,} episodes"
             larger = step.episodes > reference.episodes  # a small step's constant share says nothing about growth
-            yield Figure.at_most(name, ratio, "x", LINEAR) if larger else Figure(name, ratio, "x")
+            yield Figure.at_most(name, ratio, "x", LINEAR).judged(larger)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def figures(quick: bool, minutes: float = 60, latency: float = 0.3, out: str = "
     for what, unit, bound in (("memory_mb", "memory", 1.05), ("handles", "file handles", 1.02), ("threads", "", 1.02)):
         growth = _median(last, what) / _median(first, what)
         name = f"{unit or what}, last quarter / first after {settle:g} min"
-        yield Figure.at_most(name, growth, "x", bound) if not quick else Figure(name, growth, "x")
+        yield Figure.at_most(name, growth, "x", bound).judged(not quick)
     groups = [number for row in trained for number in row["groups"]]
     yield Figure.at_most("episodes lost", sum(row["aborted"] for row in trained), "", 0)
     yield Figure.at_most("groups trained twice", len(groups) - len(set(groups)), "", 0)

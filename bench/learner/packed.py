@@ -95,7 +95,7 @@ def measure(quick: bool) -> Iterator[Figure]:
         speeds.append(tokens / (middle - start))
     name, ratio = "update: packed / padded, tokens a second", statistics.median(ratios[1:])
     # Twelve samples have a shorter tail than 48, and less padding: recorded only.
-    yield Figure(name, ratio, "x") if quick else Figure.at_least(name, ratio, "x", 2)
+    yield Figure.at_least(name, ratio, "x", 2).judged(not quick)
     yield Figure("update: packed", statistics.median(speeds[1:]), "tokens/s")
 
 

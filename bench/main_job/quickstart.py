@@ -60,11 +60,11 @@ def figures(summaries: list[Any], *, judged: bool) -> Iterator[Figure]:
     for when, how, what, bound in _HIGH:
         worst = min(summary[when][how][what] for summary in summaries)
         name = f"{when} {how} {what}, worst seed"
-        yield Figure.at_least(name, worst, "share", bound) if judged else Figure(name, worst, "share")
+        yield Figure.at_least(name, worst, "share", bound).judged(judged)
     for when, how, what, bound in _LOW:
         worst = max(summary[when][how][what] for summary in summaries)
         name = f"{when} {how} {what}, worst seed"
-        yield Figure.at_most(name, worst, "share", bound) if judged else Figure(name, worst, "share")
+        yield Figure.at_most(name, worst, "share", bound).judged(judged)
     difference = max(summary["logprob_diff_max"] for summary in summaries)
     yield Figure.at_most("largest trainer-rollout log-prob difference", difference, "nats", 1e-4)
     yield Figure.at_most("aborted episodes", sum(summary["aborted"] for summary in summaries), "episodes", 0)

@@ -45,7 +45,7 @@ def figures(system: str, summary: Mapping[str, Any], *, judged: bool) -> Iterato
     after = summary["after"]
     name = f"{system}: greedy EM after, clean test"
     em = after["greedy"]["em"]
-    yield Figure.at_least(name, em, "share", 0.90) if judged else Figure(name, em, "share")
+    yield Figure.at_least(name, em, "share", 0.90).judged(judged)
     yield Figure(f"{system}: greedy EM before", summary["before"]["greedy"]["em"], "share")
     yield Figure(f"{system}: sampled EM before", summary["before"]["sampled"]["em"], "share")
     for key, label in (("em", "EM"), ("em_two_hop", "EM on two hops"), ("format_valid", "format valid")):

@@ -51,12 +51,12 @@ def figures(arms: Mapping[ArmName, Played], median_s: float, *, judged: bool) ->
     at = f"{median_s * 1000:g} ms"
     a, ours = arms["lockstep"], arms["ours"]
     name, ratio = f"throughput, ours / A, {at}", ours.episodes_per_s / a.episodes_per_s
-    yield Figure.at_least(name, ratio, "x", REACH[median_s]) if judged else Figure(name, ratio, "x")
+    yield Figure.at_least(name, ratio, "x", REACH[median_s]).judged(judged)
     for label, other in (("B", arms.get("lockstep_cached")), ("ours with staleness 2", arms.get("ours_ahead"))):
         if other is not None:
             yield Figure(f"throughput, {label} / A, {at}", other.episodes_per_s / a.episodes_per_s, "x")
     name, ratio = f"tokens prefilled, ours / A, {at}", ours.prefilled_tokens / a.prefilled_tokens
-    yield Figure.at_most(name, ratio, "x", PREFILL_REACH) if judged else Figure(name, ratio, "x")
+    yield Figure.at_most(name, ratio, "x", PREFILL_REACH).judged(judged)
     # The same seeds draw the same tokens, but for the few that rounding in another batch tips over.
     yield Figure.at_most(f"tokens generated, ours / A, off 1, {at}", _off_one(ours, a), "share", 0.02)
     for label, arm in arms.items():

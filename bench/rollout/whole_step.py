@@ -92,13 +92,13 @@ def figures(synchronous: Sequence[Run], ahead: Sequence[Run], *, judged: bool) -
     """The ratio of mean steps, and for each seed whether the two arms' intervals of final EM meet."""
     ratio = _mean(run.step_s for run in synchronous) / _mean(run.step_s for run in ahead)
     name = "whole step, staleness 0 / 2, 300 ms"
-    yield Figure.at_least(name, ratio, "x", REACH) if judged else Figure(name, ratio, "x")
+    yield Figure.at_least(name, ratio, "x", REACH).judged(judged)
     yield Figure("step, staleness 0", _mean(run.step_s for run in synchronous), "s")
     yield Figure("step, staleness 2", _mean(run.step_s for run in ahead), "s")
     for seed, (one, other) in enumerate(zip(synchronous, ahead, strict=True)):
         yield Figure(f"final sampled EM, staleness 0, seed {seed}", one.em, "share")
         name = f"final sampled EM, staleness 2, seed {seed}"
-        yield Figure.at_least(name, other.em, "share", one.interval[0]) if judged else Figure(name, other.em, "share")
+        yield Figure.at_least(name, other.em, "share", one.interval[0]).judged(judged)
 
 
 def _mean(values: Iterator[float]) -> float:

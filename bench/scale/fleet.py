@@ -75,7 +75,7 @@ def compare(seen: Sequence[Played], model: Outcome, *, judged: bool) -> Iterator
     yield Figure(f"{label}: seconds, modelled / seen", model.seconds / seconds, "x")
     off = abs(model.engine_busy / busy - 1)
     name = f"{label}: busy, modelled against seen, off by"
-    yield Figure.at_most(name, off, "share", TOLERANCE) if judged else Figure(name, off, "share")
+    yield Figure.at_most(name, off, "share", TOLERANCE).judged(judged)
 
 
 def fleets(rates: Rates) -> dict[str, list[Outcome]]:

@@ -51,6 +51,7 @@ def test_an_undisturbed_run_has_no_fault(tmp_path: Path) -> None:
     [
         (lambda trained: trained[2]["groups"].__setitem__(0, 0), "groups are"),
         (lambda trained: trained[2]["groups"].pop(), "groups are"),
+        (lambda trained: trained[2]["groups"].append(STEPS * PROMPTS), "groups are"),  # a refill that no metric counts
         (lambda trained: trained[1].update(episodes=PROMPTS * SAMPLES - 1), "1 episodes are lost"),
         (lambda trained: trained.append(trained[-1]), "steps are"),
         (lambda trained: trained.pop(), "metrics are of steps"),

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from verl.learner.config import LoraConfig
-from verl.sync.adapters import DOWN, UP
-from verl.sync.adapters import add_adapter as add_product
+from verl.sync.adapters import DOWN, UP, with_adapter
 
 _NAME = "default"  # what peft calls an adapter that was given no name
 _BASE = ".base_layer"
@@ -62,7 +61,7 @@ def adapter_off(lm: nn.Module) -> Iterator[None]:
 def merged(layer: LoraLayer, base: Tensor) -> Tensor:
     """The whole base weight plus what the adapter adds to it. Collective."""
     up, down = _matrices(layer)
-    return add_product(base, up, down, layer.scaling[_NAME])
+    return with_adapter(base, up, down, layer.scaling[_NAME])
 
 
 def adapters(lm: nn.Module) -> Iterator[tuple[str, Tensor]]:

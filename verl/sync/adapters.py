@@ -21,7 +21,7 @@ DOWN, UP = ".lora_A", ".lora_B"
 """What follows the name of an adapted weight in the name of its two matrices."""
 
 
-def add_adapter(base: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
+def with_adapter(base: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
     """``base + scale * up @ down`` in the precision of ``up`` and ``down``: ``[out, in]``."""
     return base.to(up.dtype) + scale * (up @ down)
 
@@ -33,20 +33,20 @@ class HeldBase:
         self._update: WeightUpdate | None = None
         self._tensors: dict[str, Tensor] = {}
 
-    def holds(self, update: WeightUpdate) -> bool:
-        """Whether it is this one: two files with one checksum hold the same weights."""
+    def switch(self, update: WeightUpdate | None) -> bool:
+        """Hold this base, or none, from now on; False if it is the one held (two files with one checksum are the same).
+
+        Raises InfrastructureError if the file is missing or is not the one described.
+        """
         held = self._update
-        return held is not None and (held.version, held.checksum) == (update.version, update.checksum)
-
-    def drop(self) -> None:
-        """The engine has other weights now."""
+        if update and held and (held.version, held.checksum) == (update.version, update.checksum):
+            return False
         self._update, self._tensors = None, {}
-
-    def take(self, update: WeightUpdate) -> None:
-        """Map a base. Raises InfrastructureError if the file is missing or is not the one described."""
-        with mapped_weights(update) as weights:
-            self._tensors = dict(weights)
-        self._update = update
+        if update is not None:
+            with mapped_weights(update) as weights:
+                self._tensors = dict(weights)
+            self._update = update
+        return True
 
     def merged(
         self, adapters: Iterable[tuple[str, Tensor]], scale: float, device: torch.device, *, everything: bool
@@ -64,7 +64,7 @@ class HeldBase:
         for name, base in self._tensors.items():
             up, down = pairs.get(name, (None, None))
             if up is not None and down is not None:
-                full = add_adapter(base.to(device), up.to(device), down.to(device), scale)
+                full = with_adapter(base.to(device), up.to(device), down.to(device), scale)
                 yield name, full.to(base.dtype)
             elif everything:
                 yield name, base

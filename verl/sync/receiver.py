@@ -22,17 +22,13 @@ def load_file(model: Any, update: WeightUpdate, version: int, held: HeldBase) ->
         raise InfrastructureError(
             f"expected weights version {version}, the file described holds version {update.version}"
         )
-    base, known = update.base, update.base is not None and held.holds(update.base)
-    if not known:
-        held.drop()
-    if base is not None and not known:
-        held.take(base)
+    everything = held.switch(update.base)
     with mapped_weights(update) as weights:
-        if base is not None:
+        if update.base is not None:
             device = next(model.parameters()).device
-            weights = held.merged(weights, update.scale, device, everything=not known)
+            weights = held.merged(weights, update.scale, device, everything=everything)
         loaded = model.load_weights(weights)
-    if not known:  # later adapters change a part of the weights; the canary tells whether they arrived
+    if everything:  # later adapters change a part of the weights; the canary tells whether they arrived
         check_complete((name for name, _ in model.named_parameters()), loaded, f"weights version {version}")
 
 

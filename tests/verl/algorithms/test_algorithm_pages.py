@@ -35,8 +35,10 @@ def test_every_key_on_a_page_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_on_a_page_is_accepted(page: Path) -> None:
-    for command in re.findall(r"^bash cmd/train\.sh (.*)$", page.read_text(), flags=re.MULTILINE):
-        build(RunConfig, compose("train", command.split()))
+    commands = re.findall(r"^bash cmd/train\.sh (.*)$", page.read_text(), flags=re.MULTILINE)
+    assert commands, "a page shows how to choose what it describes"
+    for command in commands:
+        assert isinstance(build(RunConfig, compose("train", command.split())), RunConfig)
 
 
 def test_every_algorithm_is_in_the_index_and_every_link_leads_to_a_page() -> None:

@@ -27,9 +27,12 @@ def test_cores_are_at_least_one_and_at_most_the_machines() -> None:
 
 
 def test_a_free_port_can_be_listened_on() -> None:
+    port = free_port()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        server.bind(("127.0.0.1", port))
         server.listen()
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            assert client.getpeername() == ("127.0.0.1", port)
 
 
 def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:

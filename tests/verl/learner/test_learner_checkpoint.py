@@ -86,7 +86,7 @@ def engine_weights(learner: Learner, folder: Path) -> dict[str, Any]:
     """What an engine has after it was sent a base and adapters."""
     base = publish(learner.named_base(torch.float32), 1, folder)
     held = HeldBase()
-    held.take(base)
+    assert held.switch(base)
     adapters, device = learner.named_adapters(), torch.device("cpu")
     return {n: w.tolist() for n, w in held.merged(adapters, learner.adapter_scale, device, everything=True)}
 

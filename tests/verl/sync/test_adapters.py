@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verl.errors import InfrastructureError
-from verl.sync.adapters import DOWN, UP, HeldBase, add_adapter
+from verl.sync.adapters import DOWN, UP, HeldBase, with_adapter
 from verl.sync.carrier import publish
 from verl.sync.receiver import load_file
 from verl.sync.update import WeightUpdate
@@ -65,7 +65,7 @@ def sender(tmp_path: Path) -> Sender:
 
 def test_the_sum_is_taken_in_the_adapters_precision() -> None:
     base = torch.tensor([[1.0]], dtype=torch.bfloat16)
-    total = add_adapter(base, torch.tensor([[1e-4]]), torch.tensor([[1.0]]), 1.0)
+    total = with_adapter(base, torch.tensor([[1e-4]]), torch.tensor([[1.0]]), 1.0)
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(1.0001)
 
