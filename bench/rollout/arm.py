@@ -54,32 +54,47 @@ def together(runs: Sequence[Played]) -> Played:
 
 
 def run(
-    name: ArmName, model: Path, url: str, batches: int, groups: int, core: int | None = None, first: int = 0
+    name: ArmName,
+    model: Path,
+    url: str,
+    batches: int,
+    groups: int,
+    *,
+    core: int | None = None,
+    first: int = 0,
+    episodes: Path | None = None,
 ) -> Played:
-    """Play ``batches`` batches of ``groups`` groups, from task ``first`` on, in a fresh process (on one core)."""
+    """Play ``batches`` batches of ``groups`` groups, from task ``first`` on, in a fresh process (on one core).
+
+    ``episodes``: where the trajectories are written to, a line each.
+    """
     code = "import sys; from bench.rollout.arm import child; child(*sys.argv[1:])"
     pinned = [] if core is None else ["taskset", "-c", str(core)]
-    arguments = [name, str(model), url, str(batches), str(groups), str(first)]
+    arguments = [name, str(model), url, str(batches), str(groups), str(first), str(episodes or "")]
     done = subprocess.run([*pinned, sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"arm {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return Played(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def child(name: ArmName, model: str, url: str, batches: str, groups: str, first: str) -> None:
+def child(name: ArmName, model: str, url: str, batches: str, groups: str, first: str, episodes: str) -> None:
     """The process of an arm; its last line is ``Played`` as JSON."""
     size = int(groups)
     work = [workload.requests(size, first=int(first) + batch * size) for batch in range(int(batches))]
     if name.startswith("lockstep"):
-        played = asyncio.run(_lockstep(name, Path(model), url, work))
+        played, trajectories = asyncio.run(_lockstep(name, Path(model), url, work))
     else:
         # The group buffer counts from 0.
         renumbered = [[replace(request, number=request.number - int(first)) for request in batch] for batch in work]
-        played = asyncio.run(_ours(name, Path(model), url, renumbered))
+        played, trajectories = asyncio.run(_ours(name, Path(model), url, renumbered))
+    if episodes:
+        Path(episodes).write_text("".join(json.dumps(trajectory.to_record()) + "\n" for trajectory in trajectories))
     print(json.dumps(dataclasses.asdict(played)))
 
 
-async def _lockstep(name: ArmName, model: Path, url: str, work: Sequence[Sequence[GroupRequest]]) -> Played:
+async def _lockstep(
+    name: ArmName, model: Path, url: str, work: Sequence[Sequence[GroupRequest]]
+) -> tuple[Played, list[Trajectory]]:
     import aiohttp
     from transformers import AutoTokenizer
 
@@ -108,10 +123,12 @@ async def _lockstep(name: ArmName, model: Path, url: str, work: Sequence[Sequenc
             trajectories += await lockstep.play(engine, search, environments, keys, [r for r, _ in episodes])
         played = clock.played(trajectories)
     await engine.close()
-    return played
+    return played, trajectories
 
 
-async def _ours(name: ArmName, model: Path, url: str, work: Sequence[Sequence[GroupRequest]]) -> Played:
+async def _ours(
+    name: ArmName, model: Path, url: str, work: Sequence[Sequence[GroupRequest]]
+) -> tuple[Played, list[Trajectory]]:
     from verl.rollout.worker import RolloutWorker
 
     config = workload.engine_config(prefix_caching=True)
@@ -119,9 +136,10 @@ async def _ours(name: ArmName, model: Path, url: str, work: Sequence[Sequence[Gr
     await worker.open()
     clock = _Clock(worker._engine)
     groups = await _through_buffer(worker, work, AHEAD if name == "ours_ahead" else 0)
-    played = clock.played([trajectory for group in groups for trajectory in group.trajectories])
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    played = clock.played(trajectories)
     await worker.close()
-    return played
+    return played, trajectories
 
 
 async def _through_buffer(

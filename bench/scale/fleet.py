@@ -1,12 +1,14 @@
 """The discrete-event model against one and two real engines, and what it says of 8, 64 and 512.
 
-Rates are measured on one engine, and on two that step at the same time on the same machine; the model then has to give
-the share of time in which one engine, and each of two, was seen to step. The picture is drawn with the rates of one and
-a learner as fast as the engines of half the fleet.
+Rates are measured on one engine, and on two that step at the same time on the same machine. The model is given these
+and the episodes that were played (tokens and search times of each turn), and has to give the share of time in which one
+engine, and each of two, was seen to step. The picture is drawn with the rates of one, drawn episodes, and a learner as
+fast as the engines of half the fleet.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +18,17 @@ from pathlib import Path
 from bench.harness import ROOT, Figure, main
 from bench.rollout import model
 from bench.rollout.arm import Played, run
+from bench.rollout.latency import latency_s
 from bench.rollout.retriever import serving
 from bench.scale import calibrate
-from bench.scale.simulate import Fleet, Load, Outcome, Rates, simulate
+from bench.scale.load import Group, Load, draw, played
+from bench.scale.simulate import Fleet, Outcome, Rates, simulate
+from verl.trajectory import Trajectory
 
 GROUPS, MEDIAN_S = 12, 0.3
 TOLERANCE = 0.10
 GPUS = (8, 64, 512)
+STEPS = 4
 PICTURE = ROOT / "docs" / "results" / "scale.png"
 LEARN_S, SYNC_S = 0.15, 0.5
 """The learner's seconds for an episode on one GPU of its half, and what a sync takes: assumed, not measured."""
@@ -39,40 +45,48 @@ def measure(quick: bool) -> Iterator[Figure]:
         yield Figure("more for each token read", rates.prefill_s * 1e6, "us")
         for engines in (1,) if quick else (1, 2):
             with serving(MEDIAN_S) as url:
-                seen = play(policy, url, engines, groups)
+                seen, work = play(policy, url, engines, groups)
             own = rates if engines == 1 else calibrate.measure(policy, engines)
-            yield from compare(seen, expected(own, engines, groups), judged=not quick)
+            yield from compare(seen, work, own, judged=not quick)
     if not quick:
-        yield from draw(rates)
+        yield from draw_picture(rates)
 
 
-def play(policy: Path, url: str, engines: int, groups: int) -> list[Played]:
-    """``groups`` groups shared by engines at the same time, each pinned to a core."""
-    with ThreadPoolExecutor(engines) as pool:
-        share = groups // engines
-        jobs = [pool.submit(run, "ours", policy, url, 1, share, core, core * share) for core in range(engines)]
-        return [job.result() for job in jobs]
+def play(policy: Path, url: str, engines: int, groups: int) -> tuple[list[Played], list[Group]]:
+    """``groups`` groups shared by engines at the same time, each pinned to a core; and what they were."""
+    share = groups // engines
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(engines) as pool:
+        files = [Path(folder) / f"{core}.jsonl" for core in range(engines)]
+        jobs = [
+            pool.submit(run, "ours", policy, url, 1, share, core=core, first=core * share, episodes=file)
+            for core, file in enumerate(files)
+        ]
+        seen = [job.result() for job in jobs]
+        by_engine = [_groups(file) for file in files]
+    # The model deals groups out in turn, as a pool does.
+    return seen, [group for together in zip(*by_engine, strict=True) for group in together]
 
 
-def expected(rates: Rates, engines: int, groups: int) -> Outcome:
-    """The model's mean over a few draws: a batch is short, and its tail is luck."""
-    outcomes = [simulate(rates, Load(groups), Fleet(engines), 1, seed) for seed in range(8)]
-    count = len(outcomes)
-    return replace(
-        outcomes[0],
-        seconds=sum(outcome.seconds for outcome in outcomes) / count,
-        engine_busy=sum(outcome.engine_busy for outcome in outcomes) / count,
-    )
+def _groups(file: Path) -> list[Group]:
+    trajectories = [Trajectory.from_record(json.loads(line)) for line in file.read_text().splitlines()]
+    return played(trajectories, lambda call: latency_s(call.request, MEDIAN_S))
 
 
-def compare(seen: Sequence[Played], model: Outcome, *, judged: bool) -> Iterator[Figure]:
-    """The busy share of the engines, seen and modelled."""
+def compare(seen: Sequence[Played], work: Sequence[Group], rates: Rates, *, judged: bool) -> Iterator[Figure]:
+    """The busy share of the engines, seen and modelled with the same episodes; drawn ones show how much is luck."""
+    engines = len(seen)
+    model = simulate(rates, work, Fleet(engines))
     seconds = max(played.seconds for played in seen)
-    busy = sum(played.engine_busy_s for played in seen) / len(seen) / seconds
-    label = f"{len(seen)} engine{'s' * (len(seen) > 1)}"
+    busy = sum(played.engine_busy_s for played in seen) / engines / seconds
+    read = sum(turn.read_tokens for group in work for episode in group for turn in episode)
+    label = f"{engines} engine{'s' * (engines > 1)}"
     yield Figure(f"{label}: busy, seen", busy, "share")
     yield Figure(f"{label}: busy, modelled", model.engine_busy, "share")
     yield Figure(f"{label}: seconds, modelled / seen", model.seconds / seconds, "x")
+    yield Figure(f"{label}: tokens read, modelled / seen", read / sum(played.prefilled_tokens for played in seen), "x")
+    drawn = sorted(simulate(rates, draw(Load(len(work)), 1, seed), Fleet(engines)).engine_busy for seed in range(20))
+    yield Figure(f"{label}: busy, modelled, least of 20 drawn batches", drawn[0], "share")
+    yield Figure(f"{label}: busy, modelled, most of 20 drawn batches", drawn[-1], "share")
     off = abs(model.engine_busy / busy - 1)
     name = f"{label}: busy, modelled against seen, off by"
     yield Figure.at_most(name, off, "share", TOLERANCE).judged(judged)
@@ -81,16 +95,18 @@ def compare(seen: Sequence[Played], model: Outcome, *, judged: bool) -> Iterator
 def fleets(rates: Rates) -> dict[str, list[Outcome]]:
     """By label, the outcomes at each size: half the GPUs roll out and half learn, 8 groups a GPU of rollout or 64."""
     at = replace(rates, learn_s=LEARN_S, sync_s=SYNC_S)
+
+    def outcome(gpus: int, groups: int, max_staleness: int) -> Outcome:
+        return simulate(at, draw(Load(groups), STEPS), Fleet(gpus // 2, gpus // 2, max_staleness=max_staleness), STEPS)
+
     result = {}
     for staleness in (0, 2):
-        scaled = [simulate(at, Load(4 * n), Fleet(n // 2, n // 2, max_staleness=staleness), 4) for n in GPUS]
-        fixed = [simulate(at, Load(64), Fleet(n // 2, n // 2, max_staleness=staleness), 4) for n in GPUS]
-        result[f"batch grows, staleness {staleness}"] = scaled
-        result[f"batch of 64 groups, staleness {staleness}"] = fixed
+        result[f"batch grows, staleness {staleness}"] = [outcome(n, 4 * n, staleness) for n in GPUS]
+        result[f"batch of 64 groups, staleness {staleness}"] = [outcome(n, 64, staleness) for n in GPUS]
     return result
 
 
-def draw(rates: Rates) -> Iterator[Figure]:
+def draw_picture(rates: Rates) -> Iterator[Figure]:
     """The picture, and its numbers."""
     import matplotlib
 

@@ -12,10 +12,11 @@ it out (at most ``max_staleness`` versions ahead); while weights are loaded, eng
 from __future__ import annotations
 
 import heapq
-import math
-import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from bench.scale.load import Episode, Group
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,6 @@ class Rates:
     """The learner's time for one episode, on one learner replica."""
     sync_s: float = 0.0
     """Publishing and loading a version: the learner and every engine wait."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is played."""
-
-    groups_per_step: int
-    group_size: int = 8
-    turns: int = 5
-    """Generations of an episode; a search comes between two."""
-    prompt_tokens: int = 200
-    observation_tokens: int = 500
-    turn_tokens: int = 64
-    """Mean of a geometric distribution."""
-    search_median_s: float = 0.3
-    search_sigma: float = 0.5
-    tail_share: float = 0.02
-    tail_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,8 @@ class Outcome:
 class _Engine:
     running: list[tuple[int, int]] = field(default_factory=list)
     """A heap of ``(step at which it ends, episode)``."""
-    waiting: deque[tuple[int, int, int]] = field(default_factory=deque)
-    """``(episode, tokens to read, tokens to generate)``, in order of arrival."""
+    waiting: deque[int] = field(default_factory=deque)
+    """Episodes, in order of arrival."""
     to_read: int = 0
     steps: int = 0
     """Steps taken."""
@@ -94,18 +77,28 @@ class _Engine:
     """Open episodes."""
 
 
+@dataclass
+class _Open:
+    """An episode under way."""
+
+    group: int
+    engine: int
+    turns: Episode
+    done: int = 0
+    """Turns it has played."""
+
+
 class _Loop:
     """One simulation. Times are seconds from the start."""
 
-    def __init__(self, rates: Rates, load: Load, fleet: Fleet, seed: int) -> None:
-        self.rates, self.load, self.fleet = rates, load, fleet
-        self.draw = random.Random(seed)
+    def __init__(self, rates: Rates, groups: Sequence[Group], fleet: Fleet, steps: int) -> None:
+        self.rates, self.groups, self.fleet = rates, groups, fleet
+        self.steps, self.groups_per_step = steps, len(groups) // steps
         self.now, self.paused_until = 0.0, 0.0
         self.events: list[tuple[float, int, str, int, int]] = []
         self.count = 0
         self.engines = [_Engine() for _ in range(fleet.engines)]
-        self.home: dict[int, int] = {}
-        self.turns_left: dict[int, int] = {}
+        self.episodes: list[_Open] = []
         self.open_samples: dict[int, int] = {}
         self.started = self.version = 0
         self.finished: list[int] = []
@@ -118,30 +111,25 @@ class _Loop:
 
     # -- rollout --
 
-    def start_groups(self, steps: int) -> None:
+    def start_groups(self) -> None:
         """All that the buffer's rule allows: ``(version + max_staleness + 1)`` batches in all."""
-        limit = min(self.version + self.fleet.max_staleness + 1, steps) * self.load.groups_per_step
+        limit = min(self.version + self.fleet.max_staleness + 1, self.steps) * self.groups_per_step
         for group in range(self.started, limit):
-            engine = min(range(len(self.engines)), key=lambda e: self.engines[e].load)
-            self.open_samples[group] = self.load.group_size
-            self.engines[engine].load += self.load.group_size
-            for sample in range(self.load.group_size):
-                episode = group * self.load.group_size + sample
-                self.home[episode], self.turns_left[episode] = engine, self.load.turns
-                # Samples of a task share their prompt: the first one reads it.
-                self.ask(episode, self.load.prompt_tokens if sample == 0 else 0)
+            # All samples go to the engine with the least to do: they share their prompt.
+            index = min(range(len(self.engines)), key=lambda e: self.engines[e].load)
+            samples = self.groups[group]
+            self.open_samples[group] = len(samples)
+            self.engines[index].load += len(samples)
+            for turns in samples:
+                self.episodes.append(_Open(group, index, turns))
+                self.ask(len(self.episodes) - 1)
         self.started = max(self.started, limit)
 
-    def ask(self, episode: int, read: int) -> None:
-        engine = self.home[episode]
-        self.engines[engine].waiting.append((episode, read, self.turn_tokens()))
+    def ask(self, episode: int) -> None:
+        """Bring an episode's next turn to its engine."""
+        engine = self.episodes[episode].engine
+        self.engines[engine].waiting.append(episode)
         self.at(self.now, "wake", engine)  # after whatever else is asked at this time
-
-    def turn_tokens(self) -> int:
-        stop = 1 / self.load.turn_tokens
-        if stop >= 1:
-            return 1
-        return 1 + int(math.log(1 - self.draw.random()) / math.log(1 - stop))
 
     def step(self, index: int) -> None:
         """Begin the engine's next stretch of steps, unless it is in one or has nothing to do."""
@@ -149,9 +137,11 @@ class _Loop:
         if engine.stepping:
             return
         while engine.waiting and len(engine.running) < self.fleet.max_running:
-            episode, read, tokens = engine.waiting.popleft()
-            heapq.heappush(engine.running, (engine.steps + tokens, episode))
-            engine.to_read += read
+            number = engine.waiting.popleft()
+            episode = self.episodes[number]
+            turn = episode.turns[episode.done]
+            heapq.heappush(engine.running, (engine.steps + turn.new_tokens, number))
+            engine.to_read += turn.read_tokens
         if not engine.running:
             return
         # With something to read or in the queue one step at a time, else until the next request ends: at most a few
@@ -171,29 +161,24 @@ class _Loop:
             self.end_turn(heapq.heappop(engine.running)[1])
         self.step(index)
 
-    def end_turn(self, episode: int) -> None:
-        self.turns_left[episode] -= 1
-        if self.turns_left[episode]:
-            self.at(self.now + self.search_s(), "found", episode)
+    def end_turn(self, number: int) -> None:
+        episode = self.episodes[number]
+        search_s = episode.turns[episode.done].search_s
+        episode.done += 1
+        if episode.done < len(episode.turns):
+            self.at(self.now + search_s, "found", number)
             return
-        del self.turns_left[episode]
-        self.engines[self.home.pop(episode)].load -= 1
-        group = episode // self.load.group_size
-        self.open_samples[group] -= 1
-        if not self.open_samples[group]:
-            del self.open_samples[group]
-            self.finished.append(group)
-
-    def search_s(self) -> float:
-        if self.draw.random() < self.load.tail_share:
-            return self.load.tail_s
-        return self.load.search_median_s * math.exp(self.draw.gauss(0.0, self.load.search_sigma))
+        self.engines[episode.engine].load -= 1
+        self.open_samples[episode.group] -= 1
+        if not self.open_samples[episode.group]:
+            del self.open_samples[episode.group]
+            self.finished.append(episode.group)
 
     # -- learner --
 
     def learn(self) -> None:
         """Take a batch if there is one that the staleness rule lets go first: the oldest groups must be in it."""
-        size = self.load.groups_per_step
+        size = self.groups_per_step
         if self.learning or len(self.finished) < size:
             return
         # A group of batch b must be trained on by version b + max_staleness: what is due now may not be missing.
@@ -201,15 +186,16 @@ class _Loop:
         if due > 0 and any(group < due for group in self.open_samples):
             return
         self.finished.sort()
-        del self.finished[:size]
+        batch, self.finished = self.finished[:size], self.finished[size:]
         self.learning = True
-        seconds = self.rates.learn_s * size * self.load.group_size / self.fleet.learners
+        episodes = sum(len(self.groups[group]) for group in batch)
+        seconds = self.rates.learn_s * episodes / self.fleet.learners
         self.learner_busy_s += seconds
         self.at(self.now + seconds, "learned")
 
-    def run(self, steps: int) -> Outcome:
-        self.start_groups(steps)
-        while self.version < steps:
+    def run(self) -> Outcome:
+        self.start_groups()
+        while self.version < self.steps:
             self.learn()
             self.now, _, kind, one, two = heapq.heappop(self.events)
             if kind == "stepped":
@@ -217,19 +203,20 @@ class _Loop:
             elif kind == "wake":
                 self.step(one)
             elif kind == "found":
-                self.ask(one, self.load.observation_tokens)
+                self.ask(one)
             elif kind == "learned":
                 self.paused_until = self.now + self.rates.sync_s
                 self.at(self.paused_until, "synced")
             else:
                 self.learning = False
                 self.version += 1
-                self.start_groups(steps)
+                self.start_groups()
         busy = sum(engine.busy_s for engine in self.engines) / len(self.engines) / self.now if self.now else 0.0
-        episodes = steps * self.load.groups_per_step * self.load.group_size
-        return Outcome(self.now, episodes, busy, self.learner_busy_s / self.now if self.now else 0.0)
+        return Outcome(self.now, len(self.episodes), busy, self.learner_busy_s / self.now if self.now else 0.0)
 
 
-def simulate(rates: Rates, load: Load, fleet: Fleet, steps: int, seed: int = 0) -> Outcome:
-    """Run the loop until the weights have version ``steps``."""
-    return _Loop(rates, load, fleet, seed).run(steps)
+def simulate(rates: Rates, groups: Sequence[Group], fleet: Fleet, steps: int = 1) -> Outcome:
+    """Play and learn the groups in ``steps`` equal batches. Raises ValueError if they cannot be."""
+    if not groups or len(groups) % steps:
+        raise ValueError(f"{len(groups)} groups do not make {steps} equal batches")
+    return _Loop(rates, groups, fleet, steps).run()

@@ -6,7 +6,10 @@ import dataclasses
 
 import pytest
 
-from bench.scale.simulate import Fleet, Load, Rates, simulate
+from bench.scale.load import Load, Turn, draw, played
+from bench.scale.simulate import Fleet, Outcome, Rates
+from bench.scale.simulate import simulate as simulate_groups
+from verl.trajectory import ToolCall, Trajectory
 
 RATES = Rates(step_s=0.01, request_s=0.001, prefill_s=1e-5)
 ONE = Load(
@@ -21,6 +24,10 @@ ONE = Load(
 )
 """One episode of three turns of one token each, searches that take no time."""
 READING_S = (100 + 50 + 50) * 1e-5
+
+
+def simulate(rates: Rates, load: Load, fleet: Fleet, steps: int) -> Outcome:
+    return simulate_groups(rates, draw(load, steps), fleet, steps)
 
 
 def test_one_episode_without_latency_takes_its_steps_and_its_reading() -> None:
@@ -76,3 +83,40 @@ def test_every_episode_of_every_step_is_counted_and_more_engines_are_never_slowe
     times = [simulate(RATES, load, Fleet(engines=n, max_staleness=1), steps=4).seconds for n in (1, 2, 4)]
     assert times == sorted(times, reverse=True)
     assert simulate(RATES, load, Fleet(engines=2), steps=4).episodes == 4 * 4 * 8
+
+
+def test_a_played_episode_is_simulated_turn_by_turn() -> None:
+    episode = (Turn(100, 3, 2.0), Turn(40, 5, 9.0))
+    outcome = simulate_groups(RATES, [(episode,)], Fleet(engines=1))
+    working = (3 + 5) * 0.011 + 140 * 1e-5
+    assert outcome.seconds == pytest.approx(working + 2.0), "nobody waits for a search behind the last turn"
+    assert outcome.engine_busy == pytest.approx(working / outcome.seconds)
+
+
+def test_drawn_turns_are_cut_and_samples_share_their_prompt() -> None:
+    (group,) = draw(Load(1, turn_tokens=64, max_turn_tokens=70), 1)
+    assert max(turn.new_tokens for episode in group for turn in episode) == 70
+    assert [episode[0].read_tokens for episode in group] == [200] + [0] * 7
+    assert {turn.read_tokens for episode in group for turn in episode[1:]} == {500}
+
+
+def test_groups_that_do_not_make_equal_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 groups do not make 2 equal batches"):
+        simulate_groups(RATES, draw(ONE, 3), Fleet(engines=1), 2)
+
+
+def test_what_was_played_is_read_from_trajectories() -> None:
+    groups = [[_trajectory(task, sample) for sample in range(2)] for task in ("a", "b")]
+    read = played(groups[0] + groups[1], lambda call: float(call.request))
+    first = (Turn(3, 2, 1.5), Turn(4, 1, 0.0))
+    later = (Turn(0, 2, 1.5), Turn(4, 1, 0.0))  # the prompt is in the cache
+    assert read == [(first, later), (first, later)]
+
+
+def _trajectory(task: str, sample: int) -> Trajectory:
+    trajectory = Trajectory(task, sample)
+    trajectory.append_prompt([1, 2, 3], "p")
+    trajectory.append_generated([4, 5], "g", [0.0, 0.0], [0, 0], "stop")
+    trajectory.append_observation([6, 7, 8, 9], "o", [ToolCall("search", "0.2"), ToolCall("search", "1.5")])
+    trajectory.append_generated([4], "g", [0.0], [0], "length")
+    return trajectory
