@@ -13,7 +13,7 @@ from search_agent.retrieval.config import ClientConfig
 from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.evidence import evidence_gains
 from search_agent.rewards.parts import measure
-from search_agent.rewards.pool import RewardPool
+from search_agent.rewards.pool import RewardPool, reward_function
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.rollout.interfaces import Environment, Score
@@ -43,7 +43,7 @@ class SearchAgent:
     def __init__(self, spec: AgentSpec, tokenizer: Any) -> None:
         """Raises UserError if protocol, framing and tokenizer do not fit together."""
         protocol = self._protocol = spec.protocol.build()
-        self._plugin, self._reward = spec.reward, spec.reward.build(protocol)
+        self._plugin, self._reward = spec.reward, reward_function(spec.reward, protocol)
         # Splits that share their servers share a client, and with it coalescing and connections.
         by_urls = {tuple(urls): RetrievalClient(replace(spec.client, urls=tuple(urls))) for urls in spec.urls.values()}
         self._clients = list(by_urls.values())

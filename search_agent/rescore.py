@@ -124,9 +124,9 @@ def task_reader(source: Source) -> Callable[[str], Mapping[str, Task]]:
 
 def scorer(config: RunConfig) -> Callable[[list[tuple[Task, Trajectory]]], list[Score]]:
     """Scores many trajectories, in order; a pool of processes works on as many as it has."""
-    from search_agent.rewards.pool import RewardPool
+    from search_agent.rewards.pool import RewardPool, reward_function
 
-    reward = config.reward.build(config.protocol.build())
+    reward = reward_function(config.reward, config.protocol.build())
     if isinstance(reward, RewardPool):
         return reward.score_all
     return lambda pairs: [reward(task, trajectory) for task, trajectory in pairs]

@@ -1,11 +1,12 @@
-"""A user's own reward function, run in processes of its own with a deadline.
+"""A user's own reward function runs in a process of its own with a deadline.
+
+A reward that raises, hangs, dies or returns NaN is a UserError that names the plug-in, the task and the place; it never
+takes the run's own process with it, and it never becomes a silent zero. Another deadline, and more processes:
 
     reward:
       plugin: search_agent.rewards.pool
+      deadline_s: 60
       reward: {plugin: my_package.my_reward}
-
-A reward that raises, hangs, dies or returns NaN is a UserError that names the plug-in, the task and the place; it never
-takes the run's own process with it, and it never becomes a silent zero.
 """
 
 from __future__ import annotations
@@ -83,6 +84,12 @@ class RewardPool:
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
+
+
+def reward_function(reward: Plugin, protocol: SearchProtocol) -> RewardFunction:
+    """Make a reward: ours runs where it is called, anybody else's in a pool, where it can hold up nothing."""
+    ours = reward.module.startswith("search_agent.rewards.")
+    return reward.build(protocol) if ours else RewardPool(Config(reward), protocol)  # type: ignore[no-any-return]
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardPool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from search_agent.protocols import autorefine
+from search_agent.rewards import em
 from search_agent.rewards.checked import name_scoring, score_here
-from search_agent.rewards.pool import Config, RewardPool, build
+from search_agent.rewards.pool import Config, RewardPool, build, reward_function
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -128,6 +130,19 @@ def test_a_reward_in_the_workers_own_process_is_checked_alike(answer: Any, messa
     what = name_scoring(Plugin("my.reward", None), TASK, episode("x"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         score_here(reward, what, TASK, episode("x"))
+
+
+@pytest.mark.usefixtures("make")
+def test_a_reward_of_ones_own_runs_in_a_pool_and_ours_where_it_is_called() -> None:
+    protocol = autorefine.build(autorefine.Config())
+    users = Plugin("users_reward", importlib.import_module("users_reward").Config())
+    pool = reward_function(users, protocol)
+    assert isinstance(pool, RewardPool)
+    assert pool(TASK, episode("mara")).reward == 1
+    pool.close()
+    here = reward_function(Plugin("search_agent.rewards.em", em.Config()), protocol)
+    assert not isinstance(here, RewardPool)
+    assert here(TASK, episode("mara")).reward == 1
 
 
 def test_a_reward_that_cannot_be_built_says_why(make: Callable[..., RewardPool]) -> None:
