@@ -4,7 +4,8 @@
 
 For each mode (all of ``MODES`` unless some are named) one run is made undisturbed; then others of the same
 configuration are killed at random points of their life, in all ``kills`` times. After each kill the processes and the
-shared memory that are left are counted; each run that came to its end is compared with the undisturbed one.
+shared memory that are left are counted; each run that came to its end is compared with the undisturbed one. Most kills
+meet the warm-up; ``model=FOLDER warmup.steps=0 trainer.steps=20`` (a warmed-up ``hf`` folder) sends them to the loop.
 ``deterministic``: metrics, trajectories, evaluations and weights are identical. In every mode: each group was trained
 on once and none left out (``trained.jsonl``, one lineage of weights), no episode is lost, no sample is older than the
 bound.
@@ -54,8 +55,7 @@ MODES = {
         "trainer.kl_reward.horizon_sequences=100",
     ),
 }
-QUICK_STEPS = 2
-QUICK = ("warmup.steps=0", f"trainer.steps={QUICK_STEPS}", "evaluation.dev_tasks=1", "evaluation.test_tasks=1")
+QUICK = ("warmup.steps=0", "trainer.steps=2", "evaluation.dev_tasks=1", "evaluation.test_tasks=1")
 """A model that knows nothing, and as little of everything as shows that the campaign itself works."""
 RUN_LIMIT_S = 900
 
@@ -95,7 +95,8 @@ def figures(quick: bool, modes: Sequence[str], kills: int, seed: int, arguments:
 
 def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence[str], quick: bool) -> Iterator[Figure]:
     """All runs of one mode."""
-    arguments, steps = ([*QUICK, *arguments], QUICK_STEPS) if quick else (arguments, STEPS)
+    arguments = [*QUICK, *arguments] if quick else arguments
+    steps = _steps([*SMALL, *arguments])
     whole = finish(folder / "undisturbed", arguments)
     print(f"{mode}: undisturbed in {whole.seconds:.0f} s", flush=True)
     life_s = whole.seconds
@@ -154,6 +155,10 @@ def start_and_kill(
         print(f"left: {command}", flush=True)
     seconds = round(time.monotonic() - killed, 2)
     return Kill(mode, number, round(after_s, 2), where, len(processes), len(memory), seconds)
+
+
+def _steps(arguments: Sequence[str]) -> int:
+    return [int(value) for key, _, value in (a.partition("=") for a in arguments) if key == "trainer.steps"][-1]
 
 
 def _written(run_dir: Path) -> int:
