@@ -1,7 +1,7 @@
-"""Runs benches, each in a process of its own: ``python -m bench [--quick] [--record] [name ...]``.
+"""Runs benches, each in a process of its own: ``python -m bench [--quick] [--record] [name ...] [key=value ...]``.
 
 ``--record`` writes ``docs/results/<name>.json``: figures, command, commit, date, load. Without a name, all are run; a
-name is the path below ``bench/`` or its last part.
+name is the path below ``bench/`` or its last part. Keys go to the benches, for those that take any.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def select(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     return [bench for bench in known if not wanted or {bench, bench.rpartition("/")[2]} & set(wanted)]
 
 
-def run(name: str, quick: bool) -> tuple[list[Figure], dict[str, object]]:
+def run(name: str, quick: bool, keys: Sequence[str] = ()) -> tuple[list[Figure], dict[str, object]]:
     """One bench: its figures, none if it failed, and under what circumstances. Its output is shown as it comes."""
     around = circumstances()
-    command = [sys.executable, "-m", "bench." + name.replace("/", "."), *(["--quick"] if quick else [])]
+    given = [*(["--quick"] if quick else []), *keys]
+    command = [sys.executable, "-m", "bench." + name.replace("/", "."), *given]
     began, lines = time.monotonic(), []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -48,7 +49,7 @@ def run(name: str, quick: bool) -> tuple[list[Figure], dict[str, object]]:
     figures = parse_figures("".join(lines))
     if process.returncode not in (0, 1):
         figures = []
-    said = f"bash cmd/bench.sh {'--quick ' if quick else ''}{name}"
+    said = " ".join(["bash cmd/bench.sh", name, *given])
     return figures, {"name": name, "command": said, "seconds": round(time.monotonic() - began, 1), **around}
 
 
@@ -60,10 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="*")
     options = parser.parse_args(arguments)
     everything, failed = list[Figure](), list[str]()
-    chosen = select(options.name, names())
+    keys = [given for given in options.name if "=" in given]
+    chosen = select([name for name in options.name if name not in keys], names())
     for name in chosen:
         print(f"== {name}", flush=True)
-        figures, around = run(name, options.quick)
+        figures, around = run(name, options.quick, keys)
         everything += figures
         if not figures:
             failed.append(name)

@@ -1,14 +1,14 @@
 """Runs whose driver is killed with SIGKILL at seeded random points, started again until they end, and compared.
 
-    python -m bench.faults.campaign [--quick] [mode=deterministic,asynchronous] [kills=20] [seed=0] [run keys ...]
+    bash cmd/bench.sh faults/campaign [--quick] [mode=deterministic,asynchronous] [kills=20] [seed=0] [run keys ...]
 
 For each mode (all of ``MODES`` unless some are named) one run is made undisturbed; then others of the same
-configuration are killed at random points of their life, in all ``kills`` times. After each kill the processes and the
-shared memory that are left are counted; each run that came to its end is compared with the undisturbed one. Most kills
-meet the warm-up; ``model=FOLDER warmup.steps=0 trainer.steps=20`` (a warmed-up ``hf`` folder) sends them to the loop.
-``deterministic``: metrics, trajectories, evaluations and weights are identical. In every mode: each group was trained
-on once and none left out (``trained.jsonl``, one lineage of weights), no episode is lost, no sample is older than the
-bound.
+configuration are killed, in all ``kills`` times: half at random points of their life, most of which is their start, and
+half while they train. All begin with a model that searches, but for ``warmup``, which is killed while it is taught.
+After each kill the processes and the shared memory that are left are counted; each run that came to its end is compared
+with the undisturbed one. Where ``deterministic=true``, metrics, trajectories, evaluations and weights are identical. In
+every mode each group was trained on once and none left out (``trained.jsonl``, one lineage of weights), no episode is
+lost, no sample is older than the bound.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from typing import Any
 
 from bench.faults import runs
 from bench.harness import Figure, main
+from bench.main_job.warm import warm_model
 from verl.trainer.run_folder import RunFolder
 
-WARMUP, STEPS, PROMPTS, SAMPLES, STALENESS = 300, 6, 4, 4, 2
+STEPS, PROMPTS, SAMPLES, STALENESS = 20, 4, 4, 2
 SMALL = (
-    f"warmup.steps={WARMUP}",  # enough for a policy that searches
-    "warmup.sequences_per_step=16",
-    "warmup.save_every_steps=50",
+    "warmup.steps=0",
     f"trainer.steps={STEPS}",
     f"trainer.prompts_per_step={PROMPTS}",
     f"trainer.samples_per_prompt={SAMPLES}",
@@ -45,6 +44,7 @@ SMALL = (
     "rollout.engine.kv_cache_gib=0.125",
     "cluster.start_timeout_s=600",
 )
+"""A start and a loop of the same length, roughly."""
 MODES = {
     "deterministic": ("deterministic=true",),
     "asynchronous": (f"trainer.max_staleness={STALENESS}",),
@@ -54,9 +54,13 @@ MODES = {
         *("deterministic=true", "trainer.kl_reward.coefficient=0.05", "trainer.kl_reward.controller=adaptive"),
         "trainer.kl_reward.horizon_sequences=100",
     ),
+    "warmup": (
+        *("deterministic=true", "model=embedded", "trainer.steps=2"),
+        *("warmup.steps=300", "warmup.sequences_per_step=16", "warmup.save_every_steps=50"),
+    ),
 }
-QUICK = ("warmup.steps=0", "trainer.steps=2", "evaluation.dev_tasks=1", "evaluation.test_tasks=1")
-"""A model that knows nothing, and as little of everything as shows that the campaign itself works."""
+QUICK = ("trainer.steps=2", "evaluation.dev_tasks=1", "evaluation.test_tasks=1")
+"""As little of everything as shows that the campaign itself works, from a model that knows nothing."""
 RUN_LIMIT_S = 900
 
 
@@ -67,7 +71,7 @@ class Kill:
     mode: str
     run: int
     after_s: float
-    """Since that start of the driver, or since its first metrics."""
+    """Since this start of the driver, or since its first metrics."""
     where: str
     """What the run was doing."""
     processes: int
@@ -85,21 +89,29 @@ class Ended:
     seconds: float
     """Of its last start."""
 
+    def training_s(self) -> float:
+        """From its first metrics to its last."""
+        times = [row["time"] for row in runs.rows(self.folder)]
+        return float(times[-1] - times[0])
+
 
 def figures(quick: bool, modes: Sequence[str], kills: int, seed: int, arguments: Sequence[str]) -> Iterator[Figure]:
     """``--quick`` kills one short run, once, in the first mode."""
-    for mode in modes[:1] if quick else modes:
-        with tempfile.TemporaryDirectory(prefix=f"campaign-{mode}-") as folder:
-            yield from campaign(Path(folder), mode, 1 if quick else kills, seed, [*MODES[mode], *arguments], quick)
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        warm = f"model={warm_model(Path(folder) / 'warm', quick=quick)}"
+        for mode in modes[:1] if quick else modes:
+            keys = [warm, *MODES[mode], *arguments]
+            yield from campaign(Path(folder) / mode, mode, 1 if quick else kills, seed, keys, quick)
 
 
 def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence[str], quick: bool) -> Iterator[Figure]:
     """All runs of one mode."""
-    arguments = [*QUICK, *arguments] if quick else arguments
+    folder.mkdir()
+    arguments = [*arguments, *QUICK] if quick else arguments
     steps = _steps([*SMALL, *arguments])
     whole = finish(folder / "undisturbed", arguments)
-    print(f"{mode}: undisturbed in {whole.seconds:.0f} s", flush=True)
-    life_s = whole.seconds
+    life_s, training_s = whole.seconds, whole.training_s()
+    print(f"{mode}: undisturbed in {life_s:.0f} s, {training_s:.0f} s of them training", flush=True)
     identical = "deterministic=true" in arguments
     random, suffered, ended = Random(f"{mode}-{seed}"), list[Kill](), list[Ended]()
     while len(suffered) < kills:
@@ -107,8 +119,8 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
         done = False
         while not done and len(suffered) < kills:
             began = time.monotonic()
-            working = random.random() < 0.5  # half of the kills count from the first new step: starts are long
-            after_s = random.uniform(0, life_s / 2) if working else random.uniform(0.5, life_s)
+            working = random.random() < 0.5
+            after_s = random.uniform(0, training_s) if working else random.uniform(0.5, life_s)
             kill = start_and_kill(run_dir, arguments, mode, number, after_s, working=working)
             done = kill is None
             if kill is None:

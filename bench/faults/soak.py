@@ -1,6 +1,6 @@
 """An asynchronous run of an hour while its retrieval servers are killed, hung and replaced: nothing grows or is lost.
 
-    python -m bench.faults.soak [--quick] [minutes=60] [latency=0.3] [out=FILE]
+    bash cmd/bench.sh faults/soak [--quick] [minutes=60] [latency=0.3] [out=FILE]
 
 Two servers stand behind fronts that add a drawn latency (median ``latency`` seconds, 2 % of 5 s). Each minute one of
 them suffers: killed with SIGKILL and started again, or for five seconds status 500, silence, half a body, refused
