@@ -12,32 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Any
 
 from bench.faults import runs
-from bench.faults.proxy import Fault, Proxy, drawn_latency
-from bench.harness import Figure, main
-from search_agent.retrieval.service import RunningServer, start_server
+from bench.faults.site import Misfortune, Site
+from bench.faults.vitals import draw, look
+from bench.harness import ROOT, Figure, main
 
 STALENESS, PROMPTS, SAMPLES = 2, 4, 4
-DOWN_S = 5.0
-"""How long a server is away or a fault lasts; the client's retries must outlast it."""
 SETTLE_MINUTES = 10
 """Minutes after which nothing may grow: until then caches fill and allocators find their size."""
-MISFORTUNES: Sequence[Fault | Literal["kill"]] = (
+PICTURE = ROOT / "docs" / "results" / "soak.png"
+MISFORTUNES: Sequence[Misfortune] = (
     *("kill", "status_500", "hang", "half_body"),
     *("kill", "refused", "garbage", "slow", "huge"),
 )
@@ -65,38 +60,6 @@ RUN = (
 )
 
 
-class Site:
-    """One retrieval server behind its front."""
-
-    def __init__(self, corpus: Path, log: Path, latency_s: float) -> None:
-        self._corpus, self._log = corpus, log
-        self._server: RunningServer | None = None
-        self.proxy = Proxy("", latency=drawn_latency(latency_s), slow_s=3)
-
-    async def start(self) -> None:
-        """A new server process; the front passes on to it from now on."""
-        self._server = await asyncio.to_thread(start_server, self._corpus, log=self._log)
-        self.proxy.upstream = self._server.url
-
-    async def suffer(self, misfortune: Fault | Literal["kill"]) -> None:
-        """Let the misfortune last, then mend it."""
-        if misfortune == "kill":
-            assert self._server is not None
-            os.kill(self._server.pid, signal.SIGKILL)
-            await asyncio.to_thread(self._server.stop)
-            await asyncio.sleep(DOWN_S)
-            await self.start()
-        else:
-            self.proxy.fault = misfortune
-            await asyncio.sleep(DOWN_S)
-            self.proxy.fault = "none"
-
-    async def stop(self) -> None:
-        """End the server."""
-        if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
-
-
 def figures(quick: bool, minutes: float = 60, latency: float = 0.3, out: str = "runs/soak.jsonl") -> Iterator[Figure]:
     """``--quick`` takes seconds, from the cold model, which show that it works and nothing about growth."""
     minutes = 0.2 if quick else minutes
@@ -109,6 +72,8 @@ def figures(quick: bool, minutes: float = 60, latency: float = 0.3, out: str = "
         trained = runs.rows(run_dir, "trained.jsonl")
     if not samples or not trained:
         raise SystemExit(f"the run did not train: {runs.output(run_dir) if run_dir.exists() else ''}")
+    if not quick:
+        draw(samples, PICTURE)
     late = [sample for sample in samples if sample["minute"] > settle]
     first, last = late[: max(1, len(late) // 4)], late[-max(1, len(late) // 4) :]
     for what, unit, bound in (("memory_mb", "memory", 1.05), ("handles", "file handles", 1.02), ("threads", "", 1.02)):
@@ -188,7 +153,7 @@ async def _minutes(
             await asyncio.sleep(max(0.0, (len(samples) + 1) * min(60, minutes * 30) - (time.monotonic() - began)))
             sample = {"minute": round((time.monotonic() - began) / 60, 2), "misfortune": misfortune}
             sample |= {"faults": len(samples) + 1, "searches": sum(site.proxy.requests for site in sites)}
-            sample |= _look(run_dir, process.pid)
+            sample |= look(run_dir, process.pid)
             samples.append(sample)
             file.write(json.dumps(sample) + "\n")
             file.flush()
@@ -196,39 +161,6 @@ async def _minutes(
     if process.poll() is not None:
         raise SystemExit(f"the run ended with {process.returncode}:\n{runs.output(run_dir)[-3000:]}")
     return samples
-
-
-def _own_memory(pid: int) -> float:
-    """MB that are there because of this process; pages of libraries, shared with whatever else runs, are not."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
-    return sum(kilobytes) / 1e3
-
-
-def _look(run_dir: Path, driver: int) -> dict[str, Any]:
-    """The run's processes now, and what it has trained on."""
-    trained = runs.rows(run_dir, "trained.jsonl")
-    total: dict[str, float] = defaultdict(float)
-    by_kind: dict[str, float] = defaultdict(float)
-    for pid in [driver, *runs.run_processes(run_dir)]:
-        try:
-            process = psutil.Process(pid)
-            memory = _own_memory(pid)
-            found = {"memory_mb": memory, "handles": process.num_fds(), "threads": process.num_threads()}
-            kind = "driver" if pid == driver else process.name().split(":")[-1].split(".")[0]
-        except (psutil.Error, OSError):
-            continue  # it ended while we looked
-        by_kind[kind] += memory
-        for name, value in found.items():
-            total[name] += value
-    return {
-        "steps": len(trained),
-        "episodes": sum(row["episodes"] for row in trained),
-        "lost": sum(row["aborted"] for row in trained),
-        "staleness": max((row["staleness"] for row in trained), default=0),
-        **{name: round(value, 1) for name, value in total.items()},
-        "by_kind_mb": {kind: round(value, 1) for kind, value in sorted(by_kind.items())},
-    }
 
 
 if __name__ == "__main__":
