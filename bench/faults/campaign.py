@@ -54,6 +54,8 @@ MODES = {
         *("deterministic=true", "trainer.kl_reward.coefficient=0.05", "trainer.kl_reward.controller=adaptive"),
         "trainer.kl_reward.horizon_sequences=100",
     ),
+    "lora": ("deterministic=true", "learner.lora.rank=8", "learner.lora.sync=adapters"),
+    "background": ("deterministic=true", "trainer.save_in_background=true"),
     "warmup": (
         *("deterministic=true", "model=embedded", "trainer.steps=2"),
         *("warmup.steps=300", "warmup.sequences_per_step=16", "warmup.save_every_steps=50"),
