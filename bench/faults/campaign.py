@@ -54,7 +54,7 @@ MODES = {
         *("deterministic=true", "trainer.kl_reward.coefficient=0.05", "trainer.kl_reward.controller=adaptive"),
         "trainer.kl_reward.horizon_sequences=100",
     ),
-    "lora": ("deterministic=true", "learner.lora.rank=8", "learner.lora.sync=adapters"),
+    "lora": ("deterministic=true", "learner.lora.rank=8"),
     "background": ("deterministic=true", "trainer.save_in_background=true"),
     "warmup": (
         *("deterministic=true", "model=embedded", "trainer.steps=2"),
