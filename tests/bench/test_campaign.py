@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from bench.faults.campaign import PROMPTS, SAMPLES, STALENESS, STEPS, lineage_faults
+from bench.faults import soak
+from bench.faults.campaign import MODES, PROMPTS, SAMPLES, SMALL, STALENESS, STEPS, lineage_faults
 from bench.faults.runs import rows, without_timing
+from search_agent.config import RunConfig
+from verl.config.build import build
+from verl.config.compose import compose
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Trajectory
 
@@ -70,3 +74,8 @@ def test_what_timing_decides_is_left_out_of_a_comparison_and_half_a_row_too(tmp_
         '{"step": 1, "time": 5.0, "seconds/step": 1, "reward": 0.5}\n{"step": 2, "ti'
     )
     assert without_timing(rows(tmp_path)) == [{"step": 1, "reward": 0.5}]
+
+
+@pytest.mark.parametrize("keys", [*([*SMALL, *mode] for mode in MODES.values()), soak.RUN], ids=[*MODES, "soak"])
+def test_the_keys_of_every_run_that_is_killed_are_a_configuration(keys: list[str]) -> None:
+    build(RunConfig, compose("train", keys))
