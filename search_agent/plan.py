@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from search_agent import sizes
 from search_agent.config import RunConfig
+from search_agent.rewards.pool import pool_config
 from verl.cluster.placement import places
 from verl.cluster.processes import available_cores, thread_environment
 from verl.errors import UserError
@@ -65,6 +66,7 @@ def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
     rows.append(("learner", f"{cluster.learner_ranks} FSDP2 ranks x {_threads(cluster.learner_threads)}"))
     tensor_parallel = f", tensor parallel {engine.tensor_parallel_size}" if engine.tensor_parallel_size > 1 else ""
     rows.append(("rollout", f"{rollout.workers} workers x {_threads(engine.threads)}{tensor_parallel}"))
+    rows.append(("reward", _reward(config)))
     rows.append(("thread environment", " ".join(f"{k}={v}" for k, v in thread_environment(engine.threads).items())))
     if cluster.gpus_per_process:
         rows.append(("GPUs", f"{gpus_needed(config):g} ({cluster.gpus_per_process:g} a process)"))
@@ -75,6 +77,13 @@ def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
     within = f"warning after {cluster.stall_warning_s:g} s without movement, end after {cluster.stall_error_s:g} s"
     rows.append(("watchdog", f"{within}; a dead rollout worker is started again {cluster.max_worker_restarts} times"))
     return rows
+
+
+def _reward(config: RunConfig) -> str:
+    pool = pool_config(config.reward)
+    if pool is None:
+        return f"{config.reward.module}, in the rollout workers"
+    return f"{pool.reward.module}, {pool.workers} processes a rollout worker, {pool.deadline_s:g} s a trajectory"
 
 
 def gpus_needed(config: RunConfig) -> float:

@@ -86,10 +86,17 @@ class RewardPool:
             worker.stop()
 
 
+def pool_config(reward: Plugin) -> Config | None:
+    """The pool that a reward runs in, where it can hold up nothing; None: one of ours runs where it is called."""
+    if isinstance(reward.config, Config):
+        return reward.config
+    return None if reward.module.startswith("search_agent.rewards.") else Config(reward)
+
+
 def reward_function(reward: Plugin, protocol: SearchProtocol) -> RewardFunction:
-    """Make a reward: ours runs where it is called, anybody else's in a pool, where it can hold up nothing."""
-    ours = reward.module.startswith("search_agent.rewards.")
-    return reward.build(protocol) if ours else RewardPool(Config(reward), protocol)  # type: ignore[no-any-return]
+    """Make a reward, in its pool if it has one."""
+    config = pool_config(reward)
+    return RewardPool(config, protocol) if config else reward.build(protocol)  # type: ignore[no-any-return]
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardPool:

@@ -105,3 +105,12 @@ def test_the_plan_counts_prompts_trajectories_and_tokens() -> None:
     rows = dict(make_plan(config("trainer.prompts_per_step=4", "trainer.samples_per_prompt=3"), TOY).sections["batch"])
     assert rows["a step"] == "4 prompts x 3 samples = 12 trajectories"
     assert rows["tokens a step"] == f"at most {12 * 512:,}"
+
+
+def test_a_plan_says_where_the_reward_runs() -> None:
+    pooled = ("reward.plugin=search_agent.rewards.pool", "+reward.reward={plugin: search_agent.rewards.em}")
+    plans = [make_plan(config("reward=em", *more), TOY) for more in ((), pooled)]
+    assert [dict(plan.sections["processes"])["reward"] for plan in plans] == [
+        "search_agent.rewards.em, in the rollout workers",
+        "search_agent.rewards.em, 1 processes a rollout worker, 10 s a trajectory",
+    ]
