@@ -98,6 +98,8 @@ class Proxy:
 
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
         headers = {name: request.headers[name] for name in ("Content-Type", "Authorization") if name in request.headers}
+        if self._session.closed:  # the front was closed while this request waited
+            return _hang_up(request)
         try:
             url = self.upstream + request.raw_path
             async with self._session.request(request.method, url, data=body, headers=headers) as reply:
