@@ -15,25 +15,34 @@ from pathlib import Path
 import pytest
 
 from bench.faults import campaign, runs
-from bench.faults.campaign import SMALL, WARMUP, differences
+from bench.faults.campaign import MODES, SMALL, differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 
-RUN = [*SMALL, "deterministic=true"]
+COLD = [*SMALL, "deterministic=true"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a run that begins with a model that searches."""
+    taught = campaign.finish(tmp_path_factory.mktemp("warm") / "run", MODES["warmup"]).folder
+    return ["deterministic=true", f"model={taught / 'best_dev'}"]
+
+
+@pytest.fixture(scope="module")
+def whole(keys: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run from start to end, undisturbed."""
-    return campaign.finish(tmp_path_factory.mktemp("whole") / "run", ["deterministic=true"]).folder
+    folder = campaign.finish(tmp_path_factory.mktemp("whole") / "run", keys).folder
+    assert sum(row["calls"] for row in runs.rows(folder) if "reward" in row) > 1, "it does not search"
+    return folder
 
 
 def last_line(run_dir: Path) -> str:
     return runs.output(run_dir).rstrip().splitlines()[-1]
 
 
-def goes_on_to_the_same_end(run_dir: Path, whole: Path) -> None:
-    campaign.finish(run_dir, ["deterministic=true"])
+def goes_on_to_the_same_end(run_dir: Path, keys: list[str], whole: Path) -> None:
+    campaign.finish(run_dir, keys)
     assert differences(run_dir, whole, identical=True) == []
 
 
@@ -43,57 +52,61 @@ def processes(run_dir: Path, name: str) -> list[int]:
     return found
 
 
-def test_a_learner_rank_that_is_killed_ends_the_run_with_one_line(whole: Path, tmp_path: Path) -> None:
+def test_a_learner_rank_that_is_killed_ends_the_run_with_one_line(keys: list[str], whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = runs.launch(run_dir, RUN)
-    runs.wait_for_step(process, run_dir, WARMUP + 3)
+    process = runs.launch(run_dir, [*SMALL, *keys])
+    runs.wait_for_step(process, run_dir, 3)
     os.kill(processes(run_dir, "LearnerActor")[0], signal.SIGKILL)
     assert process.wait(120) == 3
     assert "learner" in last_line(run_dir)
     assert "its process died" in last_line(run_dir)
     assert runs.run_processes(run_dir) == {}
-    goes_on_to_the_same_end(run_dir, whole)
+    goes_on_to_the_same_end(run_dir, keys, whole)
 
 
-def test_a_rollout_worker_that_is_killed_in_an_episode_costs_nothing(whole: Path, tmp_path: Path) -> None:
+def test_a_rollout_worker_that_is_killed_in_an_episode_costs_nothing(
+    keys: list[str], whole: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    process = runs.launch(run_dir, RUN)
-    runs.wait_for_step(process, run_dir, WARMUP + 2)
+    process = runs.launch(run_dir, [*SMALL, *keys])
+    runs.wait_for_step(process, run_dir, 2)
     os.kill(processes(run_dir, "RolloutActor")[0], signal.SIGKILL)
     assert process.wait(600) == 0, runs.output(run_dir)[-2000:]
     assert "played again" in runs.output(run_dir) or "died" in runs.output(run_dir)
     assert differences(run_dir, whole, identical=True) == []
 
 
-def test_a_retrieval_server_of_the_run_that_is_killed_ends_it_with_one_line(whole: Path, tmp_path: Path) -> None:
+def test_a_retrieval_server_of_the_run_that_is_killed_ends_it_with_one_line(
+    keys: list[str], whole: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    process = runs.launch(run_dir, RUN)
-    runs.wait_for_step(process, run_dir, WARMUP + 1)
+    process = runs.launch(run_dir, [*SMALL, *keys])
+    runs.wait_for_step(process, run_dir, 1)
     for pid in processes(run_dir, "search_agent.retrieval.server"):
         os.kill(pid, signal.SIGKILL)
     assert process.wait(120) == 3
     assert "the retrieval server at" in last_line(run_dir)
     assert "killed by signal 9" in last_line(run_dir)
-    goes_on_to_the_same_end(run_dir, whole)
+    goes_on_to_the_same_end(run_dir, keys, whole)
 
 
-def test_a_truncated_checkpoint_is_passed_over(whole: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_passed_over(keys: list[str], whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = runs.launch(run_dir, RUN)
-    runs.wait_for_step(process, run_dir, WARMUP + 5)  # a checkpoint every second step
+    process = runs.launch(run_dir, [*SMALL, *keys])
+    runs.wait_for_step(process, run_dir, 5)  # a checkpoint every second step
     runs.stop(process, signal.SIGKILL)
     runs.left_behind(run_dir, runs.shared_memory())
     newest = max((run_dir / "checkpoints").glob("step_*[0-9]"))
     shard = max(newest.rglob("*.distcp"), key=lambda file: file.stat().st_size)
     os.truncate(shard, shard.stat().st_size // 2)
-    goes_on_to_the_same_end(run_dir, whole)
+    goes_on_to_the_same_end(run_dir, keys, whole)
     assert f"{newest} is damaged" in runs.output(run_dir)
 
 
 def test_a_learner_that_hangs_is_named_and_ends_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     bounds = ["cluster.stall_warning_s=5", "cluster.stall_error_s=20"]
-    process = runs.launch(run_dir, [*RUN, "warmup.steps=0", *bounds])
+    process = runs.launch(run_dir, [*COLD, *bounds])
     runs.wait_for_step(process, run_dir, 1)
     os.kill(processes(run_dir, "LearnerActor")[0], signal.SIGSTOP)
     assert process.wait(120) == 3
@@ -117,18 +130,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_one_line(whole: Path, small_disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_run_with_one_line(
+    keys: list[str], whole: Path, small_disk: Path, tmp_path: Path
+) -> None:
     run_dir, filler = tmp_path / "run", small_disk / "filler"
     (small_disk / "run").mkdir()
     run_dir.symlink_to(small_disk / "run")  # what it prints goes elsewhere
-    process = runs.launch(run_dir, RUN)
-    runs.wait_for_step(process, run_dir, WARMUP + 2)
+    process = runs.launch(run_dir, [*SMALL, *keys])
+    runs.wait_for_step(process, run_dir, 2)
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(512 << 20))
     assert process.wait(300) == 3
     assert "its disk is full" in last_line(run_dir)
     filler.unlink()
-    goes_on_to_the_same_end(run_dir, whole)
+    goes_on_to_the_same_end(run_dir, keys, whole)
 
 
 REWARD = """
@@ -163,8 +178,8 @@ def build(config, protocol):
 def test_a_reward_that_fails_ends_the_run_with_one_line(mode: str, message: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (tmp_path / "users_reward.py").write_text(textwrap.dedent(REWARD))
-    keys = ["reward=em", "reward.plugin=users_reward", f"+reward.mode={mode}"]
-    process = runs.launch(run_dir, [*RUN, *keys], PYTHONPATH=str(tmp_path))
+    reward = ["reward=em", "reward.plugin=users_reward", f"+reward.mode={mode}"]
+    process = runs.launch(run_dir, [*COLD, *reward], PYTHONPATH=str(tmp_path))
     assert process.wait(300) == 2, runs.output(run_dir)[-2000:]
     assert "reward users_reward: task" in last_line(run_dir)
     assert message in last_line(run_dir)

@@ -107,7 +107,7 @@ def test_a_piece_that_is_not_what_was_announced_is_removed(
 def test_too_little_disk_is_said_before_anything_is_fetched(
     mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    monkeypatch.setattr("preprocess.download.shutil.disk_usage", lambda path: SimpleNamespace(free=1))
     assert download.main(["--save_path", str(tmp_path / "data"), "--mirror", str(mirror), "nq"]) == 2
     assert "of disk are needed" in capsys.readouterr().err
     assert not list((tmp_path / "data").rglob("*.jsonl"))

@@ -8,7 +8,7 @@ import pytest
 import Stemmer
 
 from preprocess.embedded import names
-from preprocess.embedded.facts import draw_all_names, draw_world, passage_id, passages
+from preprocess.embedded.facts import World, draw_all_names, draw_world, passage_id, passages
 from preprocess.embedded.splits import Split, draw_splits, draw_warmup
 from search_agent.retrieval.bm25 import Bm25
 from search_agent.retrieval.postings import build_postings
@@ -50,7 +50,7 @@ def test_no_fact_of_one_world_holds_in_another(splits: dict[str, Split]) -> None
 
 def test_a_world_can_be_redrawn_against_several() -> None:
     all_names = draw_all_names(0, people=12, works=12, cities=12)
-    worlds = []
+    worlds: list[World] = []
     for label in ("a", "b", "c", "d"):
         worlds.append(draw_world(all_names, 0, label, worlds))
     assert all(len({world.author[work] for world in worlds}) == 4 for work in all_names.works)

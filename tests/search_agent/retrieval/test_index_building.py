@@ -20,7 +20,7 @@ from search_agent.retrieval.building import build_index
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.loading import Served, load
 from search_agent.retrieval.maxscore import MaxScoreKernel
-from search_agent.retrieval.postings import Batch, Postings, Range, build_postings
+from search_agent.retrieval.postings import Batch, Postings, Range, build_postings, count_terms
 from verl.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     corpus = write(tmp_path / "c.jsonl", texts(60))
     build_index(corpus, tmp_path / "whole", chunk_passages=10)
     counted = 0
-    original = building.count_terms
+    original = count_terms
 
     def interrupted(*args: object) -> object:
         nonlocal counted
@@ -82,7 +82,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
 def test_two_servers_that_start_at_once_build_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = write(tmp_path / "c.jsonl", texts(60))
     counted: list[int] = []
-    original = building.count_terms
+    original = count_terms
 
     def counting(*args: Any) -> Any:
         counted.append(args[2])

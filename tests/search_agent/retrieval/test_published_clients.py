@@ -32,7 +32,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def search_r1(url: str, queries: list[str]) -> list[str]:
     """Search-R1 and AutoRefine: one POST for a batch, then ``Doc i(Title: ...) text`` lines."""
-    payload = {"queries": queries, "topk": 3, "return_scores": True}
+    payload: dict[str, Any] = {"queries": queries, "topk": 3, "return_scores": True}
     results = requests.post(f"{url}/retrieve", json=payload, timeout=30).json()["result"]
     texts = []
     for row in results:
@@ -53,7 +53,7 @@ def re_search(url: str, queries: list[str]) -> list[list[str]]:
 
 def flash_rag(url: str, query: str) -> list[tuple[str, float]]:
     """ReSearch's FlashRAG in evaluation: one query, with scores."""
-    body = {"query": query, "top_n": 5, "return_score": True}
+    body: dict[str, Any] = {"query": query, "top_n": 5, "return_score": True}
     documents, scores = requests.post(f"{url}/search", json=body, timeout=30).json()
     return [(document["contents"], score) for document, score in zip(documents, scores, strict=True)]
 

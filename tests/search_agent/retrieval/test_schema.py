@@ -31,7 +31,8 @@ class Scoped:
     def __init__(self) -> None:
         backend = Bm25(build_postings(passage.contents for passage in PASSAGES))
         served = Served(Documents.from_rows(p.to_json() for p in PASSAGES), backend, {"documents": 3})
-        self._served, self._app, self._loop = served, App(3, 1), None
+        self._served, self._app = served, App(3, 1)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":

@@ -47,7 +47,7 @@ def test_the_published_formula(answer: str | None, refinement: str, expected: fl
 
 
 def test_the_linear_form_adds_the_bonus_to_every_trajectory() -> None:
-    linear = {"refine_score": 0.0, "refine_bonus": 0.1}
+    linear: dict[str, Any] = {"refine_score": 0.0, "refine_bonus": 0.1}
     assert reward(episode("mara ellwood", "mara ellwood"), **linear) == pytest.approx(1.1)
     assert reward(episode(None, "mara ellwood"), **linear) == pytest.approx(0.1)
     assert reward(episode("john"), **linear) == 0

@@ -78,9 +78,9 @@ def test_observations_change_nothing(
     config = full_config(name)
     mask, sequence = packed["policy_mask"], packed["sequence"]
     leaf = packed["logprobs"].clone().requires_grad_()
-    columns = {item.name: packed.get(item.name) for item in fields(PolicyTokens)} | {"logprobs": leaf}
-    names = [key for key, column in columns.items() if column is not None]
-    gathered = dict(zip(names, gather_policy(mask, *(columns[key] for key in names)), strict=True))
+    present = {item.name: packed[item.name] for item in fields(PolicyTokens) if packed.get(item.name) is not None}
+    columns = present | {"logprobs": leaf}
+    gathered = dict(zip(columns, gather_policy(mask, *columns.values()), strict=True))
     gapped = policy_objective(PolicyTokens(**gathered, span=policy_spans(mask, sequence)), totals, config)
     slope = torch.autograd.grad(gapped.loss, leaf)[0]
     compact = policy_objective(batch, totals, config)

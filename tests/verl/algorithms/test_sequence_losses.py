@@ -56,9 +56,9 @@ def test_gmpo_is_the_geometric_mean_of_clipped_ratios(make_tokens: Make) -> None
 
 def test_on_policy_gspo_and_gmpo_have_the_gradient_of_reinforce_by_sequence(make_tokens: Make) -> None:
     rows = [[-1.0, -2.0], [-0.5]]
-    for name, loss in (("gspo", gspo), ("gmpo", gmpo)):
+    for loss, config in ((gspo, LossConfig(name="gspo")), (gmpo, LossConfig(name="gmpo"))):
         tokens = make_tokens(rows, rows, [1.0, -2.0])
-        slopes = torch.autograd.grad(total(loss, tokens, LossConfig(name=name)), tokens.logprobs)[0]
+        slopes = torch.autograd.grad(total(loss, tokens, config), tokens.logprobs)[0]
         assert slopes.tolist() == pytest.approx([-1 / 4, -1 / 4, 1.0])
 
 

@@ -38,7 +38,7 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
-    rows = [ROW, {**ROW, "id": 2, "golden_answers": ["a", "b"]}]
+    rows: list[dict[str, Any]] = [ROW, {**ROW, "id": 2, "golden_answers": ["a", "b"]}]
     expected = [
         Task("q1", "who wrote it?", ("mara ellwood",), {"hops": 1}),
         Task("2", "who wrote it?", ("a", "b"), {"hops": 1}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -32,9 +34,10 @@ def test_equals_attention_of_each_sequence_alone(lengths: list[int]) -> None:
     tokens = sum(lengths)
     shapes = [(1, heads, tokens, 8) for heads in (4, 2, 2)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    q, k, v = inputs
     layout = AttentionLayout(torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32), tuple(lengths))
-    out, _ = packed_attention(nn.Module(), *inputs, None, layout=layout, scaling=8**-0.5)
-    expected = one_by_one(*inputs, lengths)
+    out, _ = packed_attention(nn.Module(), q, k, v, None, layout=layout, scaling=8**-0.5)
+    expected = one_by_one(q, k, v, lengths)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     pull = torch.randn_like(out)
     ours, theirs = (torch.autograd.grad(o, inputs, pull) for o in (out, expected))
@@ -52,7 +55,7 @@ def test_groups_hold_each_sequence_once_and_bound_their_padding(lengths: list[in
 
 
 @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"dropout": 0.1}])
-def test_what_is_not_computed_is_refused(option: dict[str, float]) -> None:
+def test_what_is_not_computed_is_refused(option: dict[str, Any]) -> None:
     q = torch.zeros(1, 1, 3, 4)
     layout = AttentionLayout(torch.tensor([0, 3], dtype=torch.int32), (3,))
     with pytest.raises(NotImplementedError, match=next(iter(option))):

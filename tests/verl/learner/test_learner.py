@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -66,7 +67,11 @@ def test_logprobs_equal_the_hugging_face_forward(
 )
 @pytest.mark.parametrize(("compute", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
 def test_a_step_does_not_depend_on_the_split_into_microbatches(
-    loss: LossConfig, compute: str, tolerance: float, model_folder: Path, make_samples: MakeSamples
+    loss: LossConfig,
+    compute: Literal["float64", "float32"],
+    tolerance: float,
+    model_folder: Path,
+    make_samples: MakeSamples,
 ) -> None:
     samples = make_samples(12)
     results = []

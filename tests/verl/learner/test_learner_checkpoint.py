@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from transformers import AutoModelForCausalLM
 
 from verl.algorithms.config import LossConfig
@@ -143,7 +144,7 @@ def test_a_save_in_the_background_holds_what_was_there_when_it_began(
     learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
     learner.update(make_samples(4, seed=1))
     before = learner.weights_hash()
-    may_write, write = threading.Event(), checkpoint.save_distributed
+    may_write, write = threading.Event(), save_distributed
 
     def held_back(*args: Any, **kwargs: Any) -> Any:
         assert may_write.wait(60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def test_values_and_gradients_equal_full_logits(
     grads = []
     for compute in (reference, policy_logprobs):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        extra = {} if compute is reference else {"entropy_gradient": True, "max_logits_mib": 1}
+        extra: dict[str, Any] = {} if compute is reference else {"entropy_gradient": True, "max_logits_mib": 1}
         logp, entropy = compute(h, w, targets, temperature=temperature, **extra)
         ((logp * weights).sum() + (entropy.square() * weights).sum()).backward()
         grads.append((logp.detach(), entropy.detach(), h.grad, w.grad))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -22,7 +23,11 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 @pytest.mark.parametrize("offload", ["optimizer", "all"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 def test_offload_changes_where_and_not_what(
-    offload: str, lora: LoraConfig | None, model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+    offload: Literal["optimizer", "all"],
+    lora: LoraConfig | None,
+    model_folder: Path,
+    make_samples: MakeSamples,
+    tmp_path: Path,
 ) -> None:
     plain = LearnerConfig(lora=lora, max_tokens_per_microbatch=64)
     learners = [Learner(model_folder, config, seed=0) for config in (plain, replace(plain, offload=offload))]

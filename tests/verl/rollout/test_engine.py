@@ -267,7 +267,8 @@ async def test_adapters_added_to_a_base_are_the_merged_weights(
     engine: VllmEngine, models: list[Any], updates: Callable[[int, int], WeightUpdate], tmp_path: Path
 ) -> None:
     base, merged = models[0], copy.deepcopy(models[0])
-    adapters, generator = {}, torch.Generator().manual_seed(6)
+    adapters: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, weight in merged.named_parameters():
             if "_proj" in name and weight.ndim == 2:

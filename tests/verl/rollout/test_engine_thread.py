@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,7 +185,10 @@ async def test_several_event_loops_share_an_engine(thread: EngineThread[int, int
     async def ask(steps: int) -> int:
         return await thread.submit([steps])[0]
 
-    results = await asyncio.gather(*(asyncio.to_thread(lambda n=n: asyncio.run(ask(n))) for n in (1, 2, 3)))
+    def in_a_loop_of_its_own(steps: int) -> int:
+        return asyncio.run(ask(steps))
+
+    results = await asyncio.gather(*(asyncio.to_thread(in_a_loop_of_its_own, steps) for steps in (1, 2, 3)))
     assert len(results) == 3
 
 
@@ -216,7 +220,7 @@ def test_every_future_ends_whatever_happens(events: list[str]) -> None:
     async def play() -> None:
         engine = Countdown()
         thread: EngineThread[int, int] = EngineThread(lambda: engine)
-        futures: list[asyncio.Future[object]] = []
+        futures: list[asyncio.Future[Any]] = []
         for number, event in enumerate(events):
             if event == "submit":
                 futures += thread.submit([1 + number % 4, 0, 3])

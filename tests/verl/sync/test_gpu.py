@@ -46,7 +46,7 @@ def test_an_update_is_the_same_for_all_engines() -> None:
 
 
 def test_the_source_is_read_afresh_each_round_and_described_once() -> None:
-    passes = []
+    passes: list[int] = []
 
     def named_weights() -> Iterator[tuple[str, Tensor]]:
         passes.append(len(passes))
