@@ -76,14 +76,14 @@ def compare(seen: Sequence[Played], work: Sequence[Group], rates: Rates, *, judg
     """The busy share of the engines, seen and modelled with the same episodes; drawn ones show how much is luck."""
     engines = len(seen)
     model = simulate(rates, work, Fleet(engines))
-    seconds = max(played.seconds for played in seen)
-    busy = sum(played.engine_busy_s for played in seen) / engines / seconds
+    seconds = max(one.seconds for one in seen)
+    busy = sum(one.engine_busy_s for one in seen) / engines / seconds
     read = sum(turn.read_tokens for group in work for episode in group for turn in episode)
     label = f"{engines} engine{'s' * (engines > 1)}"
     yield Figure(f"{label}: busy, seen", busy, "share")
     yield Figure(f"{label}: busy, modelled", model.engine_busy, "share")
     yield Figure(f"{label}: seconds, modelled / seen", model.seconds / seconds, "x")
-    yield Figure(f"{label}: tokens read, modelled / seen", read / sum(played.prefilled_tokens for played in seen), "x")
+    yield Figure(f"{label}: tokens read, modelled / seen", read / sum(one.prefilled_tokens for one in seen), "x")
     drawn = sorted(simulate(rates, draw(Load(len(work)), 1, seed), Fleet(engines)).engine_busy for seed in range(20))
     yield Figure(f"{label}: busy, modelled, least of 20 drawn batches", drawn[0], "share")
     yield Figure(f"{label}: busy, modelled, most of 20 drawn batches", drawn[-1], "share")

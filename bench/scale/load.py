@@ -81,22 +81,19 @@ def played(trajectories: Iterable[Trajectory], search_s: Callable[[ToolCall], fl
     groups = defaultdict[str, list[Episode]](list)
     for trajectory in trajectories:
         samples = groups[trajectory.task_id]
-        samples.append(tuple(_played_turns(trajectory, bool(samples), search_s)))
+        samples.append(_played_turns(trajectory, bool(samples), search_s))
     return [tuple(samples) for samples in groups.values()]
 
 
-def _played_turns(
-    trajectory: Trajectory, prompt_is_read: bool, search_s: Callable[[ToolCall], float]
-) -> Iterator[Turn]:
-    read, turn = 0, None
+def _played_turns(trajectory: Trajectory, prompt_is_read: bool, search_s: Callable[[ToolCall], float]) -> Episode:
+    read, turns = 0, list[Turn]()
     for segment in trajectory.segments:
         if segment.kind == "generated":
-            turn = Turn(read, len(segment), 0.0)
+            turns.append(Turn(read, len(segment), 0.0))
             read = 0
-            continue
-        read = 0 if segment.kind == "prompt" and prompt_is_read else len(segment)
-        if turn is not None:
-            yield turn._replace(search_s=max(map(search_s, segment.calls), default=0.0))
-            turn = None
-    if turn is not None:
-        yield turn
+        elif segment.kind == "observation":
+            turns[-1] = turns[-1]._replace(search_s=max(map(search_s, segment.calls), default=0.0))
+            read = len(segment)
+        elif not prompt_is_read:
+            read = len(segment)
+    return tuple(turns)
