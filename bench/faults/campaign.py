@@ -100,9 +100,10 @@ class Ended:
 def figures(quick: bool, modes: Sequence[str], kills: int, seed: int, arguments: Sequence[str]) -> Iterator[Figure]:
     """``--quick`` kills one short run, once, in the first mode."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        warm = f"model={warm_model(Path(folder) / 'warm', quick=quick)}"
-        for mode in modes[:1] if quick else modes:
-            keys = [warm, *MODES[mode], *arguments]
+        modes = modes[:1] if quick else modes
+        warm = "embedded" if {*modes} == {"warmup"} else warm_model(Path(folder) / "warm", quick=quick)
+        for mode in modes:
+            keys = [f"model={warm}", *MODES[mode], *arguments]
             yield from campaign(Path(folder) / mode, mode, 1 if quick else kills, seed, keys, quick)
 
 
