@@ -20,7 +20,6 @@ from torch import Tensor
 from bench.harness import Figure, main
 from bench.learner.sizes import write_model
 from verl.algorithms.config import LossConfig
-from verl.cluster.processes import free_port
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
@@ -58,7 +57,7 @@ class Engine:
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Pairs in alternation; the median of the ratios."""
-    init_process(0, 1, "127.0.0.1", free_port())
+    init_process(0, 1, "127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory(dir=MEMORY) as shared:
         model = write_model(Path(name), *((4, 512) if quick else (12, 1024)))
         learner = Learner(model, LearnerConfig(lora=LoraConfig(rank=16)), seed=0)

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from bench.harness import Figure, main
 from bench.learner.sizes import lognormal_lengths, sample_of, write_model
 from verl.algorithms.config import LossConfig
-from verl.cluster.processes import free_port
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
@@ -27,7 +26,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     """Pairs in alternation; the median of the ratios. Gradient checkpointing is off."""
     rng = np.random.default_rng(0)
     samples = [sample_of(length, rng) for length in lognormal_lengths(12 if quick else 48, seed=0)]
-    init_process(0, 1, "127.0.0.1", free_port())
+    init_process(0, 1, "127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
         learner = Learner(write_model(Path(folder)), LearnerConfig(max_tokens_per_microbatch=8192), seed=0)
     learner.begin_phase(OptimizerConfig(), LossConfig(), 100)

@@ -6,6 +6,7 @@ Heavy libraries are imported inside the actor's process, after its log is open a
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,13 @@ def log_to(path: Path) -> None:
     os.close(descriptor)
 
 
+def _address() -> str:
+    """This machine's address in the cluster."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
 @dataclass(frozen=True)
 class LearnerPlace:
     """Which rank this is, and where rank 0 listens."""
@@ -54,18 +62,16 @@ class LearnerActor:
 
     def __init__(self, *, log: Path) -> None:
         log_to(log)
+        self._listener: socket.socket | None = None
         self._direct: Any = None
         self._has_base = False
         self._base: WeightUpdate | None = None
 
     def meeting_point(self) -> tuple[str, int]:
-        """Where the ranks can meet if this one is rank 0: this machine's address in the cluster, and a free port."""
-        import ray
-
-        from verl.cluster.processes import free_port
-
-        address = str(ray.util.get_node_ip_address())
-        return address, free_port(address)
+        """Where the ranks can meet if this one is rank 0: its address in the cluster, and a port kept for it."""
+        address = _address()
+        self._listener = socket.create_server((address, 0))
+        return address, int(self._listener.getsockname()[1])
 
     def start(self, place: LearnerPlace, model_path: str, config: LearnerConfig, *, seed: int, rejected: Path) -> int:
         """Meet the other ranks, then load and shard the model; answers with the rank once all that is done.
@@ -79,7 +85,8 @@ class LearnerActor:
 
         if place.device == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        init_process(place.rank, place.world_size, place.address, place.port, place.device)
+        listener, self._listener = self._listener, None
+        init_process(place.rank, place.world_size, place.address, place.port, place.device, listener=listener)
         self._learner = Learner(model_path, config, seed=seed, rejected_folder=rejected)
         self._rank = place.rank
         self._shares_gpu = place.shared and place.device == "cuda"
@@ -154,9 +161,8 @@ class LearnerActor:
         from verl.cluster.transfers import DirectTransfer
 
         if self._direct is None:
-            address, _ = self.meeting_point()
             weights = partial(self._learner.named_weights, getattr(torch, dtype))
-            self._direct = DirectTransfer(backend, weights, rank=self._rank, address=address)
+            self._direct = DirectTransfer(backend, weights, rank=self._rank, address=_address())
         try:
             checksum: int = self._direct.send(engines, ranks_per_engine)
             return checksum

@@ -7,6 +7,7 @@ data        groups of such neighbours compute different micro-batches
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,18 +22,31 @@ from verl.learner.config import LearnerConfig
 _TIMEOUT = timedelta(minutes=10)
 
 
-def init_process(rank: int, world_size: int, address: str, port: int, device: str = "cpu") -> None:
+def init_process(
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    device: str = "cpu",
+    *,
+    listener: socket.socket | None = None,
+) -> None:
     """Join the group of ``world_size`` ranks that meet at ``address:port``: gloo on ``cpu``, nccl on ``cuda``.
 
+    ``listener`` is for rank 0: the socket that has been bound there since the port was told to the others, so that
+    nobody can have taken it meanwhile; it is this function's from now on. A rank that is alone may write port 0.
     Call once a process, before a ``Learner`` is made. With ``cuda``, set the current device first.
     """
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        init_method=f"tcp://{address}:{port}",
-        rank=rank,
-        world_size=world_size,
-        timeout=_TIMEOUT,
-    )
+    backend = "nccl" if device == "cuda" else "gloo"
+    if listener is None:
+        meet = f"tcp://{address}:{port}"
+        dist.init_process_group(backend, init_method=meet, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        return
+    fd = listener.detach()
+    server = dist.TCPStore(address, port, world_size, True, _TIMEOUT, master_listen_fd=fd)  # type: ignore[attr-defined]
+    # The prefix is the one that an ``init_method`` gives the others.
+    store = dist.PrefixStore("default_pg", server)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,10 +20,7 @@ VOCABULARY = 61
 @pytest.fixture(scope="session", autouse=True)
 def one_rank() -> Iterator[None]:
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    init_process(0, 1, "127.0.0.1", port)
+    init_process(0, 1, "127.0.0.1", 0)
     yield
     if dist.is_initialized():  # a vLLM engine that a later test had in this process has ended it already
         dist.destroy_process_group()

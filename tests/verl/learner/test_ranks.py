@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from verl.config.arguments import parse
 from verl.learner.__main__ import Settings, read_samples
+from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
 from verl.trajectory import Trajectory
 
@@ -137,3 +141,29 @@ def test_a_wrong_key_is_one_line_and_exit_status_two(model_folder: Path, traject
     assert result.returncode == 2
     assert "learner.max_tokens" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_ranks_meet_at_a_port_that_nobody_can_take_meanwhile() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server(("127.0.0.1", port))
+    context = multiprocessing.get_context("spawn")
+    sums = context.Queue()
+    other = context.Process(target=_sum_of_ranks, args=(1, port, None, sums))
+    first = context.Process(target=_sum_of_ranks, args=(0, port, listener, sums))
+    other.start()  # before anybody answers: it waits in the socket's queue
+    first.start()
+    listener.close()
+    assert [sums.get(timeout=60), sums.get(timeout=60)] == [3.0, 3.0]
+    for process in (other, first):
+        process.join(10)
+        assert process.exitcode == 0
+
+
+def _sum_of_ranks(rank: int, port: int, listener: socket.socket | None, sums: multiprocessing.Queue[float]) -> None:
+    init_process(rank, 2, "127.0.0.1", port, listener=listener)
+    total = torch.tensor(float(rank + 1))
+    dist.all_reduce(total)
+    sums.put(float(total))
+    dist.destroy_process_group()
