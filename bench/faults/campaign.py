@@ -166,8 +166,8 @@ def start_and_kill(
     runs.stop(process, signal.SIGKILL)
     killed = time.monotonic()
     processes, memory = runs.left_behind(run_dir, before) if runs.token(run_dir) else ({}, set[str]())
-    for command in processes.values():
-        print(f"left: {command}", flush=True)
+    for left in (*processes.values(), *sorted(f"/dev/shm/{name}" for name in memory)):
+        print(f"left: {left}", flush=True)
     seconds = round(time.monotonic() - killed, 2)
     return Kill(mode, number, round(after_s, 2), where, len(processes), len(memory), seconds)
 
