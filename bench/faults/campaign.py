@@ -113,8 +113,9 @@ def campaign(folder: Path, mode: str, kills: int, seed: int, arguments: Sequence
     arguments = [*arguments, *QUICK] if quick else arguments
     steps = _steps([*SMALL, *arguments])
     whole = finish(folder / "undisturbed", arguments)
-    life_s, training_s = whole.seconds, whole.training_s()
-    print(f"{mode}: undisturbed in {life_s:.0f} s, {training_s:.0f} s of them training", flush=True)
+    training_s = whole.training_s()
+    print(f"{mode}: undisturbed in {whole.seconds:.0f} s, {training_s:.0f} s of them training", flush=True)
+    life_s = whole.seconds / 4 if quick else whole.seconds
     identical = "deterministic=true" in arguments
     random, suffered, ended = Random(f"{mode}-{seed}"), list[Kill](), list[Ended]()
     while len(suffered) < kills:

@@ -36,7 +36,7 @@ LEARN_S, SYNC_S = 0.15, 0.5
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Calibrate, play with one engine and with two, compare; ``quick`` leaves out the second and the picture."""
-    groups = 2 if quick else GROUPS
+    groups = 1 if quick else GROUPS
     with tempfile.TemporaryDirectory() as folder:
         policy = model.write(Path(folder))
         rates = calibrate.measure(policy)
