@@ -41,13 +41,13 @@ def rates(timing: Timing) -> Rates:
     return Rates(step_s, request_s, (timing.read_s - timing.decode_many_s) / (MANY * NEW_TOKENS))
 
 
-def measure(model: Path, engines: int = 1) -> Rates:
+def measure(model: Path, engines: int = 1, *, first_core: int = 0) -> Rates:
     """The mean of so many engines at the same time, each in a process and on a core of its own.
 
     Engines of one machine share its memory, and slow one another down.
     """
     with ThreadPoolExecutor(engines) as pool:
-        timings = list(pool.map(partial(_timed, model), range(engines)))
+        timings = list(pool.map(partial(_timed, model), range(first_core, first_core + engines)))
     means = (sum(column) / engines for column in zip(*map(astuple, timings), strict=True))
     return rates(Timing(*means))
 
