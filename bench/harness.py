@@ -1,7 +1,7 @@
 """How a measurement is written, shown and recorded.
 
-A bench is a script ``bench/<room>/<name>.py`` that takes ``--quick`` (an answer within 60 s) and prints a JSON line for
-each figure: ``{"figure", "value", "unit", "reach", "holds"}``. Ratios and properties have a ``reach`` and hold or
+A bench is a script ``bench/<room>/<name>.py`` that takes ``--quick`` (an answer within 60 s) and ends with a JSON line
+for each figure: ``{"figure", "value", "unit", "reach", "holds"}``. Ratios and properties have a ``reach`` and hold or
 fail; absolute speeds depend on the machine, have none, and are recorded only.
 """
 
@@ -47,7 +47,7 @@ class Figure:
         return self if judged else Figure(self.figure, self.value, self.unit)
 
     def to_json(self) -> str:
-        """Its line in a bench's output."""
+        """The line that ends a bench."""
         return json.dumps(asdict(self))
 
 
@@ -70,17 +70,19 @@ def table(rows: Iterable[Figure]) -> str:
 
 
 def main(measure: Callable[[bool], Iterable[Figure]], arguments: Sequence[str] | None = None) -> None:
-    """What a bench script calls: ``measure(quick)``, each figure's JSON line as soon as it is there, the table.
+    """What a bench script calls: ``measure(quick)``, the table, the JSON lines; exit status 1 if a figure fails.
 
-    Exit status 1 if a figure fails.
+    Each figure is told when it is there, for people; as JSON only when all are, so that no half of a bench is recorded.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller measurement, within 60 s")
     figures = []
     for figure in measure(parser.parse_args(arguments).quick):
-        print(figure.to_json(), flush=True)
+        print(f"{figure.figure}: {figure.value:,.4g} {figure.unit}".rstrip(), flush=True)
         figures.append(figure)
     print(table(figures))
+    for figure in figures:
+        print(figure.to_json())
     sys.exit(any(figure.holds is False for figure in figures))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,17 @@ def test_benches_are_found_and_named_by_path_or_last_part(tmp_path: Path) -> Non
 
 def test_circumstances_name_commit_date_and_load() -> None:
     assert {"commit", "date", "load", "cores"} <= circumstances().keys()
+
+
+def test_a_bench_that_breaks_off_tells_what_it_has_and_leaves_nothing_to_record(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def measure(quick: bool) -> Iterator[Figure]:
+        yield Figure.at_least("speed", 2.5, "x", 2)
+        raise RuntimeError("no disk")
+
+    with pytest.raises(RuntimeError, match="no disk"):
+        main(measure, ["--quick"])
+    printed = capsys.readouterr().out
+    assert "speed: 2.5 x" in printed
+    assert parse_figures(printed) == []
