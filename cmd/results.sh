@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash cmd/results.sh NAME ... [key=value ...]   make recorded results again (docs/results/<room>_<name>.json): with commit, date and load
+# bash cmd/results.sh NAME ... [key=value ...]   make recorded results again: docs/results/<room>_<name>.json
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -eq 0 ]; then

@@ -96,7 +96,7 @@ def pool_config(reward: Plugin) -> Config | None:
 def reward_function(reward: Plugin, protocol: SearchProtocol) -> RewardFunction:
     """Make a reward, in its pool if it has one."""
     config = pool_config(reward)
-    return RewardPool(config, protocol) if config else reward.build(protocol)  # type: ignore[no-any-return]
+    return build(config, protocol) if config else reward.build(protocol)  # type: ignore[no-any-return]
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardPool:

@@ -78,4 +78,7 @@ def test_what_timing_decides_is_left_out_of_a_comparison_and_half_a_row_too(tmp_
 
 @pytest.mark.parametrize("keys", [*([*SMALL, *mode] for mode in MODES.values()), soak.RUN], ids=[*MODES, "soak"])
 def test_the_keys_of_every_run_that_is_killed_are_a_configuration(keys: list[str]) -> None:
-    build(RunConfig, compose("train", keys))
+    config = build(RunConfig, compose("train", keys))
+    assert (config.trainer.prompts_per_step, config.trainer.samples_per_prompt) == (PROMPTS, SAMPLES)
+    assert config.trainer.max_staleness in (0, STALENESS)
+    assert not config.trainer.drop_uniform_groups, "a group that is dropped would look lost"

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from verl.cluster.processes import free_port
 from verl.config.arguments import parse
 from verl.learner.__main__ import Settings, read_samples
 from verl.learner.distributed import init_process
@@ -47,10 +48,8 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(ranks: int, model: Path, data: Path, *arguments: str) -> list[dict[str, float]]:
     """What rank 0 prints, one dict an update. Fails with the ranks' errors if one fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "verl.learner", str(model), str(data), *arguments]
     processes = [
         subprocess.Popen(
