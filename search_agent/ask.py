@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     """Ask what the arguments that are no overrides say; ``model=`` as for ``cmd/eval.sh``."""
     overrides, question = split_arguments(arguments)
     config = evaluated_config(overrides)
-    from rich.console import Console
     from rich.text import Text
 
     from search_agent.preflight import model_faults
+    from search_agent.screen import screen as plain_console
     from search_agent.transcript import in_colour, printable
     from verl.cluster.processes import thread_environment
 
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(thread_environment(config.rollout.engine.threads))
     logs = RUNS / "ask"
     logs.mkdir(parents=True, exist_ok=True)
-    with apart_from_logs(logs / "ask.log") as screen:
-        console = Console(file=screen, highlight=False)
+    with apart_from_logs(logs / "ask.log") as stream:
+        console = plain_console(stream)
 
         def show(kind: str, text: str) -> None:
             console.print(in_colour(kind, text), end="", soft_wrap=True)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         found = "no answer" if answer is None else f"answer: {printable(answer)}"
         console.print(Text(f"\n\n{found}", style="bold"))
         seconds = f"{searches} searches, {trajectory.num_policy_tokens} tokens, {time.monotonic() - began:.1f} s"
-        console.print(f"{seconds} ({trajectory.outcome}; logs: {logs})", style="dim", markup=False)
+        console.print(f"{seconds} ({trajectory.outcome}; logs: {logs})", style="dim")
     return 0
 
 
@@ -73,8 +73,11 @@ def spinner(console: Console, text: str) -> Live:
     """Something that turns while the block runs. Unlike ``console.status`` it leaves what libraries print alone."""
     from rich.live import Live
     from rich.spinner import Spinner
+    from rich.text import Text
 
-    return Live(Spinner("dots", text), console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    return Live(
+        Spinner("dots", Text(text)), console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:

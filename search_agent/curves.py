@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from search_agent.screen import new_picture, save_picture
+
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, *, warmup_steps: int) -> None:
     """Reward and searches of each step, and dev EM where it was measured, over reinforcement steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    figure, (top, bottom) = new_picture(2, figsize=(8, 7), sharex=True)
 
     def line(axes: Any, key: str, label: str, **style: Any) -> None:
         points = [(record["step"] - warmup_steps, record[key]) for record in records if key in record]
@@ -32,8 +29,4 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, *, warmup_steps: 
     bottom.set_ylabel("searches")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("reinforcement step")
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_picture(figure, (top, bottom), path)

@@ -20,10 +20,9 @@ RUNS = Path("runs")
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run."""
-    from rich.console import Console
-
     from search_agent.preflight import model_faults
     from search_agent.report import evaluation_table
+    from search_agent.screen import say, screen
     from verl.cluster.guardian import start_guardian
     from verl.trainer.run_folder import RunFolder
 
@@ -39,11 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         guardian.close()
     folder.write_json("evaluation.json", {"model": config.model, **result})
-    console = Console(highlight=False)
+    console = screen()
     console.print(evaluation_table(f"{config.model}, {result['greedy']['n']} questions", {"": result}))
-    console.print(
-        f"record: {folder.path / 'evaluation.json'}; episodes: {folder.trajectories}", markup=False, soft_wrap=True
-    )
+    say(console, f"record: {folder.path / 'evaluation.json'}; episodes: {folder.trajectories}")
     return 0
 
 

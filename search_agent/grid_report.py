@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from search_agent.evaluation.statistics import Interval, mean_t
+from search_agent.screen import new_picture, save_picture, say, screen
 from verl.tracking.jsonl import read_metrics
 
 if TYPE_CHECKING:
@@ -27,20 +27,18 @@ _COLUMNS = (
 
 def report_grid(folder: Path, members: Sequence[Member]) -> None:
     """Print the table and the failures, and write ``results.json`` and ``curves.png`` into the grid's folder."""
-    console = Console(highlight=False)
+    console = screen()
     settings = group(members)
     results = {setting: _results(runs) for setting, runs in settings.items()}
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     console.print(table(results))
     for member in members:
         if not member.finished:
-            console.print(
-                f"no result: {' '.join(member.swept) or member.setting} ({member.folder})", markup=False, soft_wrap=True
-            )
+            say(console, f"no result: {' '.join(member.swept) or member.setting} ({member.folder})")
     if any(member.finished for member in members):
         draw_curves(settings, folder / "curves.png")
-        console.print(f"curves: {folder / 'curves.png'}", markup=False, soft_wrap=True)
-    console.print(f"results: {folder / 'results.json'}", markup=False, soft_wrap=True)
+        say(console, f"curves: {folder / 'curves.png'}")
+    say(console, f"results: {folder / 'results.json'}")
 
 
 def group(members: Iterable[Member]) -> dict[str, list[Member]]:
@@ -66,12 +64,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def draw_curves(settings: Mapping[str, Sequence[Member]], path: Path) -> None:
     """Training reward of each setting over reinforcement steps: mean over runs, and its 95 % interval as a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = new_picture(figsize=(8, 5))
     for number, (setting, members) in enumerate(settings.items()):
         curves = [_rewards(member.folder) for member in members if member.finished]
         if curves:
@@ -82,10 +75,7 @@ def draw_curves(settings: Mapping[str, Sequence[Member]], path: Path) -> None:
             axes.fill_between(steps, low, high, color=f"C{number % 10}", alpha=0.15, linewidth=0)
     axes.set_xlabel("reinforcement step")
     axes.set_ylabel("training reward, sampled")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_picture(figure, [axes], path)
 
 
 def mean_curve(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from search_agent.config import RunConfig
+from search_agent.screen import say, screen
 from search_agent.transcript import transcript
 from verl.tracking.jsonl import read_metrics
 from verl.trajectory import Trajectory
@@ -32,10 +32,9 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     """Print the report of a finished run, and draw its curves unless they are drawn."""
     summary = folder.read_json("summary.json")
     assert summary is not None
-    console = Console(highlight=False)
+    console = screen()
     console.print(results_table(summary))
-    for line in closing_lines(summary, folder):
-        console.print(line, markup=False, soft_wrap=True)
+    say(console, *closing_lines(summary, folder))
     picture = folder.path / "curves.png"
     if not picture.exists():
         from search_agent.curves import draw_curves
@@ -44,9 +43,7 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     for title, trajectory in pick_samples(folder):
         console.print(Text(f"\n{title}", style="bold"))
         console.print(transcript(trajectory))
-    console.print(f"\ncurves: {picture}", markup=False, soft_wrap=True)
-    for line in next_commands(folder, config):
-        console.print(line, markup=False, soft_wrap=True)
+    say(console, f"\ncurves: {picture}", *next_commands(folder, config))
 
 
 def results_table(summary: dict[str, Any]) -> Table:

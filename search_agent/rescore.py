@@ -54,9 +54,8 @@ class Rescored:
 
 def main(arguments: Sequence[str]) -> int:
     """Rescore every saved file of the run and print one row for each."""
-    from rich.console import Console
-
     from search_agent.inputs import DATA_ROOT
+    from search_agent.screen import say, screen
 
     run, overrides = read_arguments(arguments)
     config = run_config(run, overrides)
@@ -70,9 +69,9 @@ def main(arguments: Sequence[str]) -> int:
     path = run / "rescored" / f"{config.reward.module.rpartition('.')[2]}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row.record()) + "\n" for rows in rescored.values() for row in rows))
-    console = Console(highlight=False)
+    console = screen()
     console.print(table(f"{run}, scored by {config.reward.module}", rescored))
-    console.print(f"record: {path}", markup=False)
+    say(console, f"record: {path}")
     return 0
 
 
