@@ -29,7 +29,8 @@ def exact_match(prediction: str, golds: Sequence[str]) -> float:
 
 def f1(prediction: str, golds: Sequence[str]) -> float:
     """Token F1 in [0, 1]; an answer of yes, no or noanswer earns nothing unless it is equal."""
-    return max((_f1(normalise(prediction), normalise(gold)) for gold in golds), default=0.0)
+    normal = normalise(prediction)
+    return max((overlap(normal, normalise(gold))[2] for gold in golds), default=0.0)
 
 
 def cover_match(prediction: str, golds: Sequence[str]) -> float:
@@ -51,9 +52,12 @@ def word_match(prediction: str, golds: Sequence[str]) -> float:
     return float(any(f" {gold} " in normal for gold in wanted if gold and gold not in _CLOSED))
 
 
-def _f1(prediction: str, gold: str) -> float:
+def overlap(prediction: str, gold: str) -> tuple[float, float, float]:
+    """Precision, recall and F1 of the words of two normalised texts; all 0 where one is a different yes or no."""
     if prediction != gold and (prediction in _CLOSED or gold in _CLOSED):
-        return 0.0
+        return 0.0, 0.0, 0.0
     ours, theirs = prediction.split(), gold.split()
     common = (Counter(ours) & Counter(theirs)).total()
-    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+    if not common:
+        return 0.0, 0.0, 0.0
+    return common / len(ours), common / len(theirs), 2 * common / (len(ours) + len(theirs))
