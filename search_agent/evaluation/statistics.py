@@ -1,13 +1,15 @@
 """Estimates with intervals: the one statistics module.
 
 Which to use: ``wilson`` for a share of right answers; ``bootstrap`` for the mean of any other per-question number;
-``paired_bootstrap`` for the difference of two systems on the same questions; ``mean_t`` for a few runs (seeds).
+``paired_bootstrap`` for the difference of two systems on the same questions, ``mcnemar`` for right and wrong answers
+there; ``mean_t`` for a few runs (seeds); ``pass_at_k`` and ``majority_at_k`` for several samples of a question.
 All intervals are two-sided, 95 % by default. Non-finite input is an error, never a silent NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -89,6 +91,42 @@ def mean_t(values: Sequence[float] | npt.NDArray[np.floating], confidence: float
         raise ValueError("an interval over runs needs at least two of them")
     half = t.ppf(0.5 + _checked(confidence) / 2, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data))
     return Interval(float(data.mean()), float(data.mean() - half), float(data.mean() + half), len(data))
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, float]:
+    """Questions lost, questions won, and the two-sided exact p-value that a fair coin would part them so or worse.
+
+    Exact binomial test on the questions that changed (McNemar 1947; Fagerland and others 2013); 1 if none did.
+    Raises ValueError if lengths differ.
+    """
+    lost = sum(was and not now for was, now in zip(before, after, strict=True))
+    won = sum(now and not was for was, now in zip(before, after, strict=True))
+    changed = lost + won
+    tail = sum(math.comb(changed, few) for few in range(min(lost, won) + 1))
+    # Whole numbers until the end: 2 ** changed is beyond floating point from 1,024 changes on.
+    return lost, won, min(1.0, 2 * tail / 2**changed)
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """Chance that at least one of ``k`` draws without replacement is right, ``right`` of ``n`` samples being so.
+
+    The unbiased estimator of Chen and others (arXiv 2107.03374). Raises ValueError unless ``1 <= k <= n``.
+    """
+    if not 0 <= right <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {right} right among {n} samples: k is at least 1 and at most their number")
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority_at_k(answers: Sequence[str | None], scores: Sequence[float], k: int) -> float:
+    """Score of the answer that most of the first ``k`` samples gave; of equals, the one that was given first.
+
+    ``answers`` are normalised; a sample without one has no vote, and 0 is the score if none has an answer.
+    Raises ValueError unless there are ``k`` samples.
+    """
+    if not 1 <= k <= len(answers) or len(answers) != len(scores):
+        raise ValueError(f"maj@{k} of {len(answers)} answers with {len(scores)} scores")
+    votes = Counter(answer for answer in answers[:k] if answer is not None)
+    return scores[answers.index(votes.most_common(1)[0][0])] if votes else 0.0
 
 
 def _resampled_means(
