@@ -8,7 +8,7 @@ from typing import Any
 
 from search_agent.environment import Config as EnvironmentConfig
 from search_agent.environment import build as build_environment
-from search_agent.retrieval.client import RetrievalClient
+from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.evidence import evidence_gains

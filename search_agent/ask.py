@@ -98,7 +98,7 @@ class Session:
 
         from search_agent.inputs import find_source, model_path
         from search_agent.preflight import read_manifests
-        from search_agent.servers import start_retrievers
+        from search_agent.retrievers import start_retrievers
         from verl.rollout.engine import VllmEngine
 
         self._config = config

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from search_agent.agent import AgentSpec
 from search_agent.config import RunConfig
-from search_agent.servers import Retrievers, start_retrievers, while_serving
+from search_agent.retrievers import Retrievers, start_retrievers, while_serving
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
 from verl.cluster.carriers import Carriers

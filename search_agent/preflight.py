@@ -170,8 +170,8 @@ async def read_manifests(
 
     Waits for each to be ready. Raises UserError that names the first one that is not, or cannot be reached.
     """
-    from search_agent.retrieval.client import RetrievalClient
-    from search_agent.retrieval.transport import NotFound
+    from search_agent.retrieval.client.client import RetrievalClient
+    from search_agent.retrieval.client.transport import NotFound
 
     manifests: dict[str, dict[str, Any]] = {}
     for url in urls:

@@ -34,7 +34,7 @@ NEVER = {
 # Package: the only places that import it. One engine adapter, one place that knows Ray.
 ONLY = {
     "vllm": ("verl/rollout/engine", "verl/rollout/worker_extension", "verl/sync", "bench/engine"),
-    "ray": ("verl/cluster", "search_agent/retrieval/fleet"),  # the fleet places server processes on nodes
+    "ray": ("verl/cluster", "search_agent/retrieval/server/fleet"),  # the fleet places server processes on nodes
     "hydra": ("verl/config/compose.py",),
 }
 # What a configuration mistake must not wait for.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.faults.proxy import Fault, Proxy, drawn_latency
-from search_agent.retrieval.service import RunningServer, start_server
+from search_agent.retrieval.server.child import RunningServer, start_server
 
 DOWN_S = 5.0
 """How long a server is away or a fault lasts; the client's retries must outlast it."""

@@ -16,8 +16,8 @@ import psutil
 
 from bench.harness import ROOT
 from bench.retrieval import load, world
-from search_agent.retrieval.building import build_index
-from search_agent.retrieval.service import start_server
+from search_agent.retrieval.index.building import build_index
+from search_agent.retrieval.server.child import start_server
 
 CONNECTIONS = 64
 TURNS = ((0, 1), (1, 0), (0, 1), (1, 0))

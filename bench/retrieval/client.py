@@ -14,10 +14,10 @@ import requests
 
 from bench.harness import Figure, main
 from bench.retrieval import world
-from search_agent.retrieval.building import build_index
-from search_agent.retrieval.client import RetrievalClient
+from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.service import start_server
+from search_agent.retrieval.index.building import build_index
+from search_agent.retrieval.server.child import start_server
 
 REACH = {64: 6.0, 512: 8.0}
 

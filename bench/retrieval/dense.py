@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from bench.harness import Figure, main
+from search_agent.retrieval.backends.dense import Dense, make_index
+from search_agent.retrieval.backends.encoder import Encoder
 from search_agent.retrieval.config import DenseConfig
-from search_agent.retrieval.dense import Dense, make_index
-from search_agent.retrieval.encoder import Encoder
 
 NUM_VECTORS = 100_000
 BATCH = 64

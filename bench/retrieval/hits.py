@@ -19,11 +19,11 @@ import numpy as np
 
 from bench.harness import Figure, main
 from bench.retrieval import world
-from search_agent.retrieval import dense
-from search_agent.retrieval.backend import Backend, Hit
+from search_agent.retrieval.backends import dense
+from search_agent.retrieval.backends.backend import Backend, Hit
+from search_agent.retrieval.backends.hybrid import Hybrid
 from search_agent.retrieval.config import DenseConfig, ServerConfig
-from search_agent.retrieval.hybrid import Hybrid
-from search_agent.retrieval.loading import load
+from search_agent.retrieval.server.loading import load
 
 SETS = {"hotpotqa": (0.612, 0.782), "2wikimultihopqa": (0.408, 0.580), "bamboogle": (0.216, 0.360)}
 """Question sets, with the hit shares at 3 and 10 that plain ``bm25s`` reaches."""
@@ -66,7 +66,7 @@ def _encoder() -> DenseConfig:
 
 def _recall(questions: Sequence[str]) -> float:
     """Of a quantised index over the same vectors, against the flat one."""
-    from search_agent.retrieval.encoder import Encoder
+    from search_agent.retrieval.backends.encoder import Encoder
 
     encoder = Encoder(_encoder())
     stored = world.FOLDER / "wiki_mini.index" / "dense-model" / "vectors.f32"

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from bench.harness import Figure, main
 from bench.retrieval import world
-from search_agent.retrieval import files
-from search_agent.retrieval.analysis import Analyzer
-from search_agent.retrieval.building import build_index
-from search_agent.retrieval.maxscore import MaxScoreKernel
-from search_agent.retrieval.postings import Batch, Postings, Range
+from search_agent.retrieval.backends.maxscore import MaxScoreKernel
+from search_agent.retrieval.index import index_files
+from search_agent.retrieval.index.analysis import Analyzer
+from search_agent.retrieval.index.building import build_index
+from search_agent.retrieval.index.postings import Batch, Postings, Range
 
 BATCH = 512
 REPEATS = 5
@@ -31,7 +31,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     corpus = world.corpus(num_passages)
     folder = corpus.with_name(corpus.name + ".index")
     build_index(corpus, folder)
-    postings = files.open_postings(folder, num_passages)
+    postings = index_files.open_postings(folder, num_passages)
     batch, kernel = _batch(postings), MaxScoreKernel(postings)
     for k in (3, 20):
         (ours_s, ours), (theirs_s, others) = (

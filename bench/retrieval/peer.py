@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from search_agent.retrieval.building import build_index
+from search_agent.retrieval.index.building import build_index
 from verl.durable import write_atomically
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.harness import Figure, main
-from search_agent.retrieval import dense
+from search_agent.retrieval.backends import dense
 
 DIMENSIONS, LATENT, CLUSTERS = 768, 128, 2_000
 NOISE, QUERY_NOISE = 0.02, 0.02

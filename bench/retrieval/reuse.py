@@ -19,9 +19,9 @@ from typing import Any
 
 from bench.harness import ROOT, Figure, main
 from bench.retrieval import world
-from search_agent.retrieval.client import RetrievalClient
+from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.service import start_server
+from search_agent.retrieval.server.child import start_server
 
 SAMPLES = 8
 TASKS_AT_A_TIME = 16

@@ -17,8 +17,8 @@ import psutil
 
 from bench.harness import ROOT, Figure, main
 from bench.retrieval import world
-from search_agent.retrieval.building import build_index
-from search_agent.retrieval.transport import Transport
+from search_agent.retrieval.client.transport import Transport
+from search_agent.retrieval.index.building import build_index
 
 KILLS = 2
 DOWN_S = 1.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import ROOT
-from search_agent.retrieval.analysis import STOP_WORDS
+from search_agent.retrieval.index.analysis import STOP_WORDS
 
 VOCABULARY = 200_000
 PASSAGE_WORDS = 100

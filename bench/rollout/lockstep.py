@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import aiohttp
 
-from search_agent.retrieval.reply import parse_reply
+from search_agent.retrieval.client.reply import parse_reply
 from search_agent.retrieval.types import SearchResult
 from verl.rollout.engine import GenerateRequest, VllmEngine
 from verl.rollout.episode import EpisodeKey

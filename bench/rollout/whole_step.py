@@ -120,8 +120,8 @@ def train(folder: Path, median_s: float, overrides: Sequence[str]) -> None:
 
 def child(median_s: float, arguments: Sequence[str]) -> int:
     """The process of a run: the same command as ``cmd/train.sh``, with slow servers and pinned actors."""
-    from search_agent import servers, train
-    from search_agent.retrieval.service import RunningServer, start_server
+    from search_agent import retrievers, train
+    from search_agent.retrieval.server.child import RunningServer, start_server
 
     def start_slowly(*args: Any, **options: Any) -> RunningServer:
         server = start_server(*args, **options)
@@ -130,7 +130,7 @@ def child(median_s: float, arguments: Sequence[str]) -> int:
         return server
 
     if median_s:
-        servers.start_server = start_slowly  # type: ignore[attr-defined]
+        retrievers.start_server = start_slowly  # type: ignore[attr-defined]
         threading.Thread(target=_pin_children, daemon=True).start()
     try:
         return train.main(list(arguments))

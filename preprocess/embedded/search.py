@@ -12,8 +12,8 @@ from search_agent.retrieval.types import Document
 
 def retriever(world: World) -> Callable[[str], Sequence[Document]]:
     """Searches the world's corpus; a query that was asked before is remembered."""
-    from search_agent.retrieval.bm25 import Bm25
-    from search_agent.retrieval.postings import build_postings
+    from search_agent.retrieval.backends.bm25 import Bm25
+    from search_agent.retrieval.index.postings import build_postings
 
     corpus = passages(world)
     engine = Bm25(build_postings(passage.record()["contents"] for passage in corpus))

@@ -136,18 +136,18 @@ class ServerConfig:
     """What one server process serves, and where."""
 
     corpus: Path | None = None
-    """Passages, one a line: ``{"id", "contents"}`` or ``{"id", "title", "text"}``; an ``engine`` may need none."""
+    """Passages, one a line: ``{"id", "contents"}`` or ``{"id", "title", "text"}``; a ``backend.plugin`` may need
+    none."""
     index: Path | None = None
     """Folder of a built index; without one, a small corpus is indexed in memory at start."""
-    backend: Literal["bm25", "dense", "hybrid", "colbert"] = "bm25"
-    """What ranks: words, vectors, both by reciprocal rank fusion, or token vectors. BM25 needs no model and no GPU."""
+    backend: Literal["bm25", "dense", "hybrid", "colbert"] | Plugin = "bm25"
+    """What ranks: words, vectors, both by reciprocal rank fusion, or token vectors; BM25 needs no model and no GPU. Or
+    that of others, by import path: ``backend.plugin=search_agent.retrieval.backends.web``, or ``opensearch``,
+    ``qdrant``, ``lucene`` there, or a module of yours."""
     dense: DenseConfig | None = None
     """The encoder of a dense or hybrid back end (``dense.model=...``, ``dense.family=...``)."""
     colbert: ColbertConfig | None = None
     """The model of ``backend=colbert`` (``colbert.model=...``)."""
-    engine: Plugin | None = None
-    """Another engine in place of ``backend``, by import path: ``engine.plugin=search_agent.retrieval.engines.web``, or
-    ``opensearch``, ``qdrant``, ``lucene`` there, or a module of yours."""
     rerank: RerankConfig | None = None
     """A model over the first hits (``rerank.model=...``); none by default: it costs a model run a passage."""
     host: str = "127.0.0.1"
@@ -156,9 +156,9 @@ class ServerConfig:
     """Port to listen at; 0 takes a free one. 8000 is what published clients of ``/retrieve`` expect."""
     topk: int = 3
     """Documents for a request that does not say how many; 3 is what Search-R1 and AutoRefine train with."""
-    engine_threads: int = 0
+    threads: int = 0
     """Threads that search; 0 takes one for each core with BM25, one in all with a model, which has its own, and eight
-    for an ``engine`` elsewhere, which they wait for."""
+    for a ``backend.plugin``, which they wait for."""
     announce: Path | None = None
     """File that receives ``{"url", "pid"}`` once the server is ready, for a process that started it."""
     shard: int = 0
@@ -176,18 +176,17 @@ class ServerConfig:
             raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
         if self.topk < 1:
             raise UserError(f"topk: {self.topk} is below 1; give 1 or more")
-        if self.engine_threads < 0:
-            raise UserError(f"engine_threads: {self.engine_threads} is negative; 0 chooses by back end")
+        if self.threads < 0:
+            raise UserError(f"threads: {self.threads} is negative; 0 chooses by back end")
 
     def _check_backend(self) -> None:
-        if self.corpus is None and self.engine is None:
-            raise UserError("corpus: missing; write corpus=FILE, or engine.plugin=MODULE for an engine with passages")
-        if self.engine is not None and self.backend != "bm25":
-            raise UserError(f"engine: it takes the place of backend={self.backend}; give one of the two")
+        if self.corpus is None and not isinstance(self.backend, Plugin):
+            raise UserError("corpus: missing; write corpus=FILE, or backend.plugin=MODULE for one with passages")
         for group, backends in (("dense", ("dense", "hybrid")), ("colbert", ("colbert",))):
             given = getattr(self, group) is not None
             if given != (self.backend in backends):
                 needs = "has no" if given else "needs an"
-                raise UserError(f"{group}: backend={self.backend} {needs} encoder; see {group}.model")
-        if self.shards > 1 and (self.backend != "bm25" or self.rerank is not None or self.engine is not None):
+                name = self.backend.module if isinstance(self.backend, Plugin) else self.backend
+                raise UserError(f"{group}: backend={name} {needs} encoder; see {group}.model")
+        if self.shards > 1 and (self.backend != "bm25" or self.rerank is not None):
             raise UserError("shards: only backend=bm25 without rerank can be cut; start several replicas instead")

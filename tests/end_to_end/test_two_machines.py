@@ -15,7 +15,7 @@ import pytest
 
 from bench.faults import runs
 from preprocess.embedded.source import Config, build
-from search_agent.retrieval.access import TOKEN_VARIABLE
+from search_agent.retrieval.server.access import TOKEN_VARIABLE
 from tests.end_to_end.support import ROOT, SMALL, metrics
 from verl.cluster.processes import parent_variable
 

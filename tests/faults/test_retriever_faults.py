@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from bench.faults.proxy import Fault, Proxy
-from search_agent.retrieval import transport
-from search_agent.retrieval.client import RetrievalClient
+from search_agent.retrieval.client import transport
+from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.service import RunningServer, start_server
+from search_agent.retrieval.server.child import RunningServer, start_server
 from verl.errors import InfrastructureError, UserError
 
 FAULTS: list[Fault] = [

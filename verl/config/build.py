@@ -206,6 +206,10 @@ def _union(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return None
     if len(members) == 1:
         return _value(members[0], value, path, faults)
+    groups = [kind for kind in members if dataclasses.is_dataclass(kind) or get_origin(kind) in (dict, Mapping)]
+    alike = groups if isinstance(value, Mapping) else [kind for kind in members if kind not in groups]
+    if len(alike) == 1:  # so that its own faults are told
+        return _value(alike[0], value, path, faults)
     for member in members:
         tried: list[str] = []
         result = _value(member, value, path, tried)

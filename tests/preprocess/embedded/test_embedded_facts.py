@@ -10,8 +10,8 @@ import Stemmer
 from preprocess.embedded import names
 from preprocess.embedded.facts import World, draw_all_names, draw_world, passage_id, passages
 from preprocess.embedded.splits import Split, draw_splits, draw_warmup
-from search_agent.retrieval.bm25 import Bm25
-from search_agent.retrieval.postings import build_postings
+from search_agent.retrieval.backends.bm25 import Bm25
+from search_agent.retrieval.index.postings import build_postings
 
 INVENTORIES = (
     names.FIRST_NAMES,

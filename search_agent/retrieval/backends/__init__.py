@@ -1,0 +1,1 @@
+"""What ranks passages behind the server, ours and those of others."""

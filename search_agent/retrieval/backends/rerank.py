@@ -1,0 +1,105 @@
+"""Re-ranking: a model that reads the text of query and passage judges the first hits of a back end.
+
+Each query is judged against its own passages only. Importing this module imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from search_agent.retrieval.backends.backend import Backend, Hit
+from search_agent.retrieval.backends.colbert import ColbertJudge
+from search_agent.retrieval.config import RerankConfig
+from search_agent.retrieval.index.documents import Documents
+from verl.errors import UserError
+
+BATCH_PAIRS = 32
+
+
+class Judge(Protocol):
+    """Scores passages for a query."""
+
+    def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The score of each query's own passages, higher is better."""
+        ...
+
+
+class Reranked:
+    """A back end whose first hits are put in a new order; their scores are the judge's."""
+
+    def __init__(self, inner: Backend, documents: Documents, config: RerankConfig) -> None:
+        self._inner = inner
+        self._documents = documents
+        self._config = config
+        self._judge: Judge = CrossEncoder(config) if config.kind == "cross_encoder" else ColbertJudge(config)
+        self.max_batch = inner.max_batch
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """See ``Backend.search``; at most ``depth`` hits, however large k is."""
+        found = self._inner.search(queries, self._config.depth)
+        texts = [[self._documents.contents_of(hit) for hit in hits] for hits in found]
+        scores = self._judge.judge(queries, texts)
+        judged = [
+            [replace(hit, score=score) for hit, score in zip(hits, row, strict=True)]
+            for hits, row in zip(found, scores, strict=True)
+        ]
+        return [sorted(hits, key=lambda hit: (-hit.score, hit.doc))[:k] for hits in judged]
+
+    def manifest(self) -> dict[str, Any]:
+        """See ``Backend.manifest``."""
+        settings = {name: getattr(self._config, name) for name in ("model", "kind", "depth", "max_tokens")}
+        return {"name": "reranked", **settings, "over": self._inner.manifest()}
+
+    def implementation(self) -> str:
+        """See ``Backend.implementation``."""
+        return f"{self._inner.implementation()} + {type(self._judge).__name__}"
+
+
+class CrossEncoder:
+    """A sequence classifier with one output, which reads query and passage together."""
+
+    def __init__(self, config: RerankConfig) -> None:
+        self._max_tokens = config.max_tokens
+        self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
+            model: Any = AutoModelForSequenceClassification.from_pretrained(config.model, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"rerank.model: {config.model} cannot be loaded: {first}; give a cross-encoder") from error
+        if model.config.num_labels != 1:
+            raise UserError(
+                f"rerank.model: {config.model} has {model.config.num_labels} outputs; a cross-encoder has one"
+            )
+        self._model = model.to(self._device).eval()
+
+    def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See ``Judge``."""
+        pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
+        scores = iter(self._scores(pairs))
+        return [[next(scores) for _ in texts] for texts in passages]
+
+    @torch.inference_mode()
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The score of each (query, passage); a passage that is too long is cut, never the query."""
+        scores: list[float] = []
+        for start in range(0, len(pairs), BATCH_PAIRS):
+            queries, passages = zip(*pairs[start : start + BATCH_PAIRS], strict=True)
+            with self._lock:
+                inputs = self._tokenizer(
+                    list(queries),
+                    list(passages),
+                    padding=True,
+                    truncation="only_second",
+                    max_length=self._max_tokens,
+                    return_tensors="pt",
+                )
+            scores += self._model(**inputs.to(self._device)).logits[:, 0].tolist()
+        return scores

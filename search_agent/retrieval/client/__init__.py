@@ -1,0 +1,1 @@
+"""The client: many coroutines search, few requests leave, failures are tried again."""

@@ -1,0 +1,1 @@
+"""One server process, several of them, and what they say and understand."""

@@ -1,0 +1,204 @@
+"""The HTTP service as a plain ASGI application: reads, bounds, hands to the back end and renders; never blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.index.documents import Documents
+from search_agent.retrieval.server import access, metrics, wire
+from search_agent.retrieval.server.batcher import Batcher, QueueFull
+from search_agent.retrieval.server.loading import Served
+from search_agent.retrieval.server.openapi import document
+from search_agent.retrieval.server.wire import Answer, BadRequest, Request
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Render = Callable[[Request, Sequence[Answer], Documents], bytes]
+Reply = tuple[bytes, bytes]
+"""Content type and body."""
+
+MAX_BODY_BYTES = 8 * 2**20
+MAX_WAITING_QUERIES = 8192
+RETRY_AFTER = [(b"retry-after", b"1")]
+"""Seconds after which a refused client may try again."""
+CORPUS_HEADER = b"x-sleuth-corpus"
+"""Carries the fingerprint of what is served with every reply: a client notices a server that came back with another."""
+JSON = b"application/json"
+OPEN_ROUTES = ("/health", "/ready", "/")
+"""Answered without a token: they say nothing about the corpus. The page asks its reader for the token."""
+
+
+class App:
+    """Answers 503 until ``start`` has been called with something to serve."""
+
+    def __init__(self, default_k: int, threads: int, max_waiting: int = MAX_WAITING_QUERIES) -> None:
+        self._default_k = default_k
+        self._threads = threads
+        self._max_waiting = max_waiting
+        self._token = access.token()
+        self._served: Served | None = None
+        self._batcher: Batcher | None = None
+        self._metrics = metrics.Metrics()
+        self._routes: dict[tuple[str, str], Callable[[Scope, Receive], Awaitable[Reply]]] = {
+            ("POST", "/retrieve"): self._retrieve,
+            ("POST", "/search"): self._search,
+            ("POST", "/batch_search"): self._batch_search,
+            ("GET", "/api/search"): self._api_search,
+            ("GET", "/health"): self._health,
+            ("GET", "/ready"): self._is_ready,
+            ("GET", "/info"): self._info,
+            ("GET", "/metrics"): self._show_metrics,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/"): self._page,
+        }
+        self.draining = False
+
+    def start(self, served: Served) -> None:
+        """Begin to answer."""
+        self._batcher = Batcher(served.backend, self._threads, self._max_waiting)
+        self._served = served
+
+    def close(self) -> None:
+        """Let the search threads go."""
+        if self._batcher is not None:
+            self._batcher.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request (the server runs without ASGI lifespan)."""
+        started = time.perf_counter()
+        route, headers = scope["path"], list[tuple[bytes, bytes]]()
+        try:
+            content_type, body = await self._route(scope, receive)
+            status = 200
+        except BadRequest as error:
+            content_type, body = JSON, orjson.dumps({"detail": str(error)})
+            status, headers = error.status, list(error.headers)
+            route = route if status != 404 else "unknown"
+        if self._served is not None and (fingerprint := self._served.manifest.get("fingerprint")):
+            headers.append((CORPUS_HEADER, str(fingerprint).encode()))
+        headers += [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._metrics.count_request(route, status, time.perf_counter() - started)
+
+    async def _route(self, scope: Scope, receive: Receive) -> Reply:
+        method, path = scope["method"], scope["path"]
+        handler = self._routes.get((method, path))
+        if handler is None:
+            allowed = ", ".join(known for known, other in self._routes if other == path)
+            detail = f"no such route: {method} {path}; see /openapi.json"
+            raise BadRequest(405, detail, [(b"allow", allowed.encode())]) if allowed else BadRequest(404, detail)
+        token = self._token
+        if token and path not in OPEN_ROUTES and not access.allows(_header(scope, b"authorization"), token):
+            raise BadRequest(401, "a bearer token is needed", [(b"www-authenticate", b"Bearer")])
+        return await handler(scope, receive)
+
+    async def _retrieve(self, scope: Scope, receive: Receive) -> Reply:
+        request = wire.parse_retrieve(await _read_body(scope, receive), self._default_k)
+        return await self._answer(request, wire.render_retrieve)
+
+    async def _search(self, scope: Scope, receive: Receive) -> Reply:
+        return await self._answer(wire.parse_search(await _read_body(scope, receive)), wire.render_search)
+
+    async def _batch_search(self, scope: Scope, receive: Receive) -> Reply:
+        return await self._answer(wire.parse_batch_search(await _read_body(scope, receive)), wire.render_batch_search)
+
+    async def _api_search(self, scope: Scope, receive: Receive) -> Reply:
+        return await self._answer(wire.parse_api_search(scope["query_string"]), wire.render_api_search)
+
+    async def _health(self, scope: Scope, receive: Receive) -> Reply:
+        return JSON, b'{"status":"alive"}'
+
+    async def _is_ready(self, scope: Scope, receive: Receive) -> Reply:
+        self._ready()
+        return JSON, b'{"status":"ready"}'
+
+    async def _info(self, scope: Scope, receive: Receive) -> Reply:
+        return JSON, orjson.dumps(self._ready()[0].manifest)
+
+    async def _show_metrics(self, scope: Scope, receive: Receive) -> Reply:
+        return metrics.CONTENT_TYPE, self._metrics.render(self._batcher)
+
+    async def _openapi(self, scope: Scope, receive: Receive) -> Reply:
+        return JSON, orjson.dumps(document())
+
+    async def _page(self, scope: Scope, receive: Receive) -> Reply:
+        return b"text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes()
+
+    def _ready(self) -> tuple[Served, Batcher]:
+        if self._served is None or self._batcher is None or self.draining:
+            raise BadRequest(503, "stopping" if self.draining else "the index is being loaded", RETRY_AFTER)
+        return self._served, self._batcher
+
+    async def _answer(self, request: Request, render: Render) -> Reply:
+        """Search all queries of a request; one that fails fails alone."""
+        served, batcher = self._ready()
+        faults = [wire.query_fault(query) for query in request.queries]
+        sound = [query for query, fault in zip(request.queries, faults, strict=True) if fault is None]
+        self._metrics.count_queries(len(faults))
+        try:
+            futures = batcher.submit(sound, request.k)
+        except QueueFull as error:
+            raise BadRequest(429, f"{batcher.waiting} queries are waiting; come back later", RETRY_AFTER) from error
+        await _settled(futures)
+        found = iter(futures)
+        answers = [_as_answer(next(found)) if fault is None else Answer((), fault, 422) for fault in faults]
+        return JSON, render(request, answers, served.documents)
+
+
+async def _settled(futures: Sequence[asyncio.Future[list[Hit]]]) -> None:
+    """Wait for all. Unlike ``gather`` it leaves them alone if the waiting is cancelled: others may wait for them."""
+    for future in futures:
+        if not future.done():
+            waiter = asyncio.get_running_loop().create_future()
+            future.add_done_callback(partial(_wake, waiter))
+            await waiter
+
+
+def _wake(waiter: asyncio.Future[None], done: asyncio.Future[list[Hit]]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:
+    error = done.exception()
+    if error is not None:
+        return Answer((), f"the back end failed: {type(error).__name__}: {error}", 500)
+    return Answer(done.result())
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    declared = _header(scope, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise BadRequest(413, f"the body is above {MAX_BODY_BYTES} bytes")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest(400, "the client went away")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise BadRequest(413, f"the body is above {MAX_BODY_BYTES} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)

@@ -1,0 +1,216 @@
+"""The client against small servers that behave, misbehave and recover."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from search_agent.retrieval.client.client import RetrievalClient
+from search_agent.retrieval.client.reply import clean
+from search_agent.retrieval.client.transport import Address
+from search_agent.retrieval.config import ClientConfig
+from verl.errors import InfrastructureError, UserError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def echo(body: dict[str, Any]) -> web.Response:
+    """One document a query: its text is the query."""
+    hits = [
+        [{"document": {"id": f"{q}/{body['topk']}", "contents": f'"T"\n{q}'}, "score": 1.5}] for q in body["queries"]
+    ]
+    return web.json_response({"result": hits})
+
+
+class Server:
+    """Keeps the bodies it was sent; ``respond`` decides what to say."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+        self.respond: Callable[[dict[str, Any]], web.StreamResponse] = echo
+
+    async def retrieve(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.asked.set()
+        await self.gate.wait()
+        return self.respond(body)
+
+
+@asynccontextmanager
+async def opened(**settings: Any) -> AsyncIterator[tuple[RetrievalClient, Server]]:
+    server, app = Server(), web.Application()
+    app.router.add_post("/retrieve", server.retrieve)
+    async with TestServer(app) as running:
+        urls = (*settings.pop("before", ()), str(running.make_url("")))
+        async with RetrievalClient(ClientConfig(urls=urls, **settings)) as client:
+            yield client, server
+        server.gate.set()
+
+
+async def test_a_document_comes_back_whole() -> None:
+    async with opened() as (client, _):
+        result = await client.search("who", 2)
+    (document,) = result.documents
+    assert (document.id, document.title, document.text, document.score) == ("who/2", "T", "who", 1.5)
+    assert not result.cached
+    assert result.latency_s > 0
+
+
+async def test_waiting_queries_share_a_request() -> None:
+    async with opened(max_requests_in_flight=1, max_queries_per_request=4) as (client, server):
+        server.gate.clear()
+        searches = [asyncio.ensure_future(client.search("first", 3))]
+        await server.asked.wait()
+        searches += [asyncio.ensure_future(client.search(f"q{i}", 3)) for i in range(6)]
+        await asyncio.sleep(0)
+        server.gate.set()
+        results = await asyncio.gather(*searches)
+    assert [body["queries"] for body in server.bodies] == [["first"], ["q0", "q1", "q2", "q3"], ["q4", "q5"]]
+    assert [result.documents[0].text for result in results] == ["first", *(f"q{i}" for i in range(6))]
+
+
+async def test_queries_of_one_moment_with_different_k_are_kept_apart() -> None:
+    async with opened() as (client, server):
+        results = await asyncio.gather(client.search("a", 1), client.search("b", 2), client.search("c", 1))
+    assert [result.documents[0].id for result in results] == ["a/1", "b/2", "c/1"]
+    assert sorted((body["topk"], tuple(body["queries"])) for body in server.bodies) == [(1, ("a", "c")), (2, ("b",))]
+
+
+async def test_identical_queries_in_flight_are_asked_once() -> None:
+    async with opened() as (client, server):
+        results = await asyncio.gather(*[client.search(" same\n query ", 3) for _ in range(5)])
+        stats = client.stats()
+    assert [body["queries"] for body in server.bodies] == [["same query"]]
+    assert len({result.documents for result in results}) == 1
+    assert (stats["queries"], stats["coalesced"], stats["sent_queries"], stats["requests"]) == (5, 4, 1, 1)
+
+
+async def test_an_empty_result_is_a_fact() -> None:
+    async with opened() as (client, server):
+        server.respond = lambda body: web.json_response({"result": [[]]})
+        result = await client.search("nothing", 3)
+        assert result.documents == ()
+        assert client.stats()["empty"] == 1
+        assert client.stats()["failures"] == 0
+
+
+async def test_it_tries_again_when_the_server_is_busy() -> None:
+    refusals = [
+        web.Response(status=503, headers={"Retry-After": "0"}),
+        web.Response(status=429, headers={"Retry-After": "0"}),
+    ]
+    async with opened(retries=2) as (client, server):
+        server.respond = lambda body: refusals.pop() if refusals else echo(body)
+        assert (await client.search("x", 1)).documents[0].text == "x"
+        assert client.stats()["retries"] == 2
+
+
+async def test_retries_are_bounded_and_the_cause_is_named() -> None:
+    async with opened(retries=1) as (client, server):
+        server.respond = lambda body: web.Response(status=500, text="disk on fire")
+        with pytest.raises(InfrastructureError, match=r"2 times.*status 500 disk on fire"):
+            await client.search("x", 1)
+        assert len(server.bodies) == 2
+        assert client.stats()["failures"] == 1
+
+
+async def test_a_refusal_for_good_is_not_tried_again() -> None:
+    async with opened(retries=5) as (client, server):
+        server.respond = lambda body: web.Response(status=422, text="no such key")
+        with pytest.raises(InfrastructureError, match="422 no such key"):
+            await client.search("x", 1)
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["oops", "[]", '{"result": [[]]}', '{"result": [[{"document": {}}], []]}', '{"detail": "no"}', '{"result": null}'],
+)
+async def test_a_reply_that_is_none_is_a_failure_and_no_document(reply: str) -> None:
+    async with opened() as (client, server):
+        server.respond = lambda body: web.Response(text=reply)
+        outcomes = await asyncio.gather(client.search("x", 1), client.search("y", 1), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InfrastructureError, InfrastructureError]
+
+
+async def test_a_living_server_takes_over_from_a_dead_one(unused_tcp_port: int) -> None:
+    dead = f"http://127.0.0.1:{unused_tcp_port}"
+    async with opened(before=(dead,), retries=1) as (client, server):
+        for number in range(4):
+            assert (await client.search(f"q{number}", 1)).documents
+        assert client.stats()["retries"] == 1
+    assert len(server.bodies) == 4
+
+
+async def test_a_slow_server_is_given_up_after_the_timeout() -> None:
+    async with opened(timeout_s=0.05, retries=0) as (client, server):
+        server.gate.clear()
+        with pytest.raises(InfrastructureError, match="TimeoutError"):
+            await client.search("x", 1)
+
+
+async def test_closing_fails_those_who_wait() -> None:
+    async with opened() as (client, server):
+        server.gate.clear()
+        search = asyncio.ensure_future(client.search("x", 1))
+        await server.asked.wait()
+        await client.close()
+        with pytest.raises(InfrastructureError, match="closed"):
+            await search
+
+
+async def test_a_cancelled_search_does_not_take_the_answer_from_its_twin() -> None:
+    async with opened() as (client, server):
+        server.gate.clear()
+        leaver, stayer = (asyncio.ensure_future(client.search("x", 1)) for _ in range(2))
+        await server.asked.wait()
+        leaver.cancel()
+        server.gate.set()
+        assert (await stayer).documents
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+
+
+async def test_a_client_that_was_not_opened_says_so() -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await RetrievalClient(ClientConfig()).search("x", 1)
+
+
+async def test_a_server_that_never_gets_ready_is_named(unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    async with RetrievalClient(ClientConfig(urls=(url,))) as client:
+        with pytest.raises(InfrastructureError, match=f"not ready after 0.1 s: GET /ready failed 1 times at {url}"):
+            await client.wait_ready(0.1)
+
+
+def test_what_a_policy_writes_can_be_sent() -> None:
+    assert clean("  a\n\tb \ud800 " + "c" * 50, 9) == "a b ? ccc"
+
+
+def test_requests_under_way_when_a_rest_began_do_not_make_it_longer() -> None:
+    address = Address("http://x")
+    for started in (1.0, 1.1, 1.2):
+        address.failed(started, now=2.0, retry_after_s=None, jitter=1.0)
+    assert (address.failures, address.rests_until) == (1, 2.2)
+    address.failed(2.5, now=3.0, retry_after_s=None, jitter=1.0)
+    assert (address.failures, address.rests_until) == (2, 3.4)
+    address.succeeded()
+    assert (address.failures, address.rests_until) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"urls": ()}, {"urls": ("localhost:8000",)}, {"timeout_s": 0}, {"retries": -1}, {"max_query_chars": 0}]
+)
+def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        ClientConfig(**settings)
