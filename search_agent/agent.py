@@ -70,7 +70,7 @@ class SearchAgent:
     async def score(self, task: Task, trajectory: Trajectory) -> Score:
         """The reward and its parts; a user's reward need not measure what every run reports (``em``, ``searches``).
 
-        Raises UserError if the reward fails in whatever way.
+        Raises UserError if the reward fails, InfrastructureError if it says that something outside did.
         """
         if isinstance(self._reward, RewardPool):
             score = await self._reward.score_aside(task, trajectory)

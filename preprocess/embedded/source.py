@@ -8,6 +8,7 @@ from pathlib import Path
 from preprocess.embedded.build import WORLD_VERSION, WorldPaths, build_world
 from preprocess.embedded.build import Config as WorldConfig
 from preprocess.embedded.styles import StyleName
+from search_agent.retrieval.index.index_files import exclusive
 from search_agent.source import Source, Split
 
 
@@ -26,20 +27,25 @@ class Config:
 
 
 def build(config: Config, *, out: Path, seed: int) -> Source:
-    """Build the world unless it stands in ``out`` already; a folder without its manifest is built again."""
+    """Build the world unless it stands in ``out`` already; a folder without its manifest is built again.
+
+    One process builds, others wait for it: runs of a grid begin together.
+    """
     sizes = f"{config.dev_questions}-{config.test_questions}-{config.traces}"
     folder = out / f"embedded-v{WORLD_VERSION}-{config.style}-{seed}-{sizes}"
     paths = WorldPaths.under(folder)
-    if not paths.manifest.exists():
-        world = WorldConfig(
-            out=str(folder),
-            seed=seed,
-            style=config.style,
-            dev_questions=config.dev_questions,
-            test_questions=config.test_questions,
-            traces=config.traces,
-        )
-        build_world(world)
+    world = WorldConfig(
+        out=str(folder),
+        seed=seed,
+        style=config.style,
+        dev_questions=config.dev_questions,
+        test_questions=config.test_questions,
+        traces=config.traces,
+    )
+    if not paths.manifest.exists():  # a finished world may stand where nothing can be written
+        with exclusive(folder):
+            if not paths.manifest.exists():
+                build_world(world)
     return Source(
         train=Split(paths.train, paths.corpus),
         dev=Split(paths.dev, paths.dev_corpus),

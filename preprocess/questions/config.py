@@ -29,7 +29,7 @@ class Config:
     """``held_out`` takes validation questions from splits that are not tested on, and out of training, so that choosing
     a checkpoint never sees the test set; ``test`` draws them from the test set as AutoRefine published."""
     seed: int = 42
-    """Draws the validation questions and shuffles the training file; 42 as published."""
+    """Draws the validation questions, and shuffles the training and the validation file; 42 as published."""
 
     def __post_init__(self) -> None:
         if self.valid_per_set < 0:

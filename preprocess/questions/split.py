@@ -35,12 +35,16 @@ def divide(
     valid_is_test: bool,
     seed: int,
 ) -> Files:
-    """Each argument holds one list of candidates a set; the training questions are merged and shuffled."""
+    """Each argument holds one list of candidates a set; training and validation questions are merged and shuffled.
+
+    So the first rows of either file are a sample of all its sets.
+    """
     files = Files(test=[question for questions in test for question in questions])
     tested = {question.key for question in files.test}
     for candidates in valid:
         free = candidates if valid_is_test else _without(candidates, tested, "the test file", files.dropped)
         files.valid += _sample(free, valid_per_set, seed)
+    random.Random(derive_seed(seed, "validation order")).shuffle(files.valid)
     validated = set() if valid_is_test else {question.key for question in files.valid}
     for candidates in train:
         free = _without(candidates, tested, "the test file", files.dropped)

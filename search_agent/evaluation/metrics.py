@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from search_agent.rewards.text import normalise, overlap
+from search_agent.rewards.text import compared, cover_match, exact_match, overlap
 
 
 class AnswerScores(NamedTuple):
@@ -32,10 +32,9 @@ def score_answer(prediction: str, golds: Sequence[str]) -> AnswerScores:
     """Score one answer. Raises ValueError without an accepted answer, as nothing could then be right."""
     if not golds:
         raise ValueError("no accepted answer to score against")
-    normal = normalise(prediction)
-    wanted = [normalise(gold) for gold in golds]
-    precision, recall, f1 = (max(column) for column in zip(*(overlap(normal, gold) for gold in wanted), strict=True))
-    return AnswerScores(float(normal in wanted), f1, precision, recall, float(any(gold in normal for gold in wanted)))
+    overlaps = [overlap(*pair) for pair in compared(prediction, golds)]
+    precision, recall, f1 = (max(column) for column in zip(*overlaps, strict=True))
+    return AnswerScores(exact_match(prediction, golds), f1, precision, recall, cover_match(prediction, golds))
 
 
 def ndcg(ranking: Iterable[str], grades: Mapping[str, float], k: int) -> float:

@@ -37,8 +37,8 @@ class Config:
     """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
     the answer and trains it, for chat models that will be served."""
     compat: Literal["none", "upstream"] = "none"
-    """``upstream`` calls a format valid when each tag is opened as often as it is closed, in whatever order, and
-    always speaks of three documents; ``none`` checks the order of the blocks."""
+    """``upstream`` calls a format valid when each tag is opened as often as it is closed, in whatever order, takes what
+    is refined before any search, and always speaks of three documents; ``none`` checks the order of the blocks."""
 
     def __post_init__(self) -> None:
         if self.passages < 1:
@@ -61,6 +61,10 @@ class AutoRefine(InstructedProtocol):
         opening = list(names[:-1])
         allowed = (["refine"], ["refine", "think"]) if after_results else (["think"],)
         return opening in allowed and names[-1] in ("search", "answer")
+
+    def refining(self, heads: Sequence[str], answered: Sequence[int]) -> Sequence[str]:
+        """As published with ``compat: upstream``: all turns."""
+        return heads if self.config.compat == "upstream" else super().refining(heads, answered)
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
         """The order of the blocks; with ``compat: upstream`` only that tags are balanced."""

@@ -51,7 +51,8 @@ class Reading:
     """Queries that were carried out (an observation follows them), in order."""
     thoughts: tuple[str, ...]
     refinements: tuple[str, ...]
-    """What the policy noted down from the passages; empty for a protocol without such a step."""
+    """What the policy noted down after a search was answered; empty for a protocol without such a step. Before it there
+    is nothing to refine: what stands there is a guess."""
     format_valid: bool
     """Whether every generated segment has the protocol's blocks in the protocol's order and nothing else."""
 
@@ -142,7 +143,7 @@ def block_names(text: str, tags: Sequence[str]) -> list[str] | None:
 
 
 # What may follow the closing tag where the policy ends its turn itself: one end-of-turn marker such as <|im_end|>.
-_END_OF_TURN = re.compile(r"\s*(<[^<>\s]+>)?\s*")
+_END_OF_TURN = re.compile(r"(<[^<>\s]+>)?")
 
 
 class TagProtocol:
@@ -170,16 +171,19 @@ class TagProtocol:
         turns = trajectory.generated
         actions = [self.parse(turn.text) for turn in turns]
         observed = {segment.turn for segment in trajectory.segments if segment.kind == "observation"}
+        answered = [i for i, action in enumerate(actions) if isinstance(action, Search) and i in observed]
         heads = [self.head(turn) for turn in turns]
         return Reading(
             answer=self.final_answer(actions[-1].text) if actions and isinstance(actions[-1], Answer) else None,
-            searches=tuple(
-                action.query for i, action in enumerate(actions) if isinstance(action, Search) and i in observed
-            ),
+            searches=tuple(action.query for i in answered if isinstance(action := actions[i], Search)),
             thoughts=tuple(thought for head in heads for thought in contents(head, "think")),
-            refinements=tuple(note for head in heads for note in contents(head, "refine")),
+            refinements=tuple(note for head in self.refining(heads, answered) for note in contents(head, "refine")),
             format_valid=self.format_valid(turns, actions),
         )
+
+    def refining(self, heads: Sequence[str], answered: Sequence[int]) -> Sequence[str]:
+        """The turns that may refine, of all turns, given which of them searched: those after the first search."""
+        return heads[answered[0] + 1 :] if answered else ()
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
         """Searches, then an answer, every turn in the protocol's order."""
@@ -200,7 +204,7 @@ class TagProtocol:
         if turn.finish_reason == "stop":  # what follows shares the last token with the stop string, and is ignored
             if closing_action(tail, ("search", "answer")) is not None:  # unless the stop string is not the first action
                 return False
-        elif not _END_OF_TURN.fullmatch(tail):
+        elif not _END_OF_TURN.fullmatch(tail.strip()):
             return False
         names = block_names(head, (*self.blocks, self.results))
         return self.in_order(names, after_results) if names else False

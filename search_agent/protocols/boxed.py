@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_BOXES = tuple(re.compile(rf"\\{name}\s*\{{") for name in ("boxed", "fbox"))
 _STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
-    """The contents of the last ``\\boxed{..}`` or ``\\fbox{..}``; None without one, or if its braces never close."""
-    boxes = list(_BOX.finditer(text))
+    """The contents of the last ``\\boxed{..}``, or of the last ``\\fbox{..}`` where there is none.
+
+    None without a box, or if its braces never close.
+    """
+    boxes = next(filter(None, (list(box.finditer(text)) for box in _BOXES)), [])
     if not boxes:
         return None
     begin, depth = boxes[-1].end(), 1

@@ -31,11 +31,18 @@ def try_again(reason: str) -> str:
 
 
 def numbered_passages(passages: Sequence[Passage]) -> list[str]:
-    """One line a passage, numbered from 1: ``Doc 1(Title: ..) ..``. A piece after the first begins with a newline."""
+    """One line a passage, numbered from 1: ``Doc 1(Title: ..) ..``, ``Doc 1 ..`` where it has no title.
+
+    A piece after the first begins with a newline.
+    """
     return [
-        f"{'' if number == 1 else chr(10)}Doc {number}(Title: {passage.title}) {passage.text.strip()}"
+        f"{'' if number == 1 else chr(10)}Doc {number}{_title(passage)} {passage.text.strip()}"
         for number, passage in enumerate(passages, start=1)
     ]
+
+
+def _title(passage: Passage) -> str:
+    return f"(Title: {passage.title})" if passage.title else ""
 
 
 def tags_balanced(text: str, tags: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.protocols.base import Action, Answer, Passage, TagProtocol
+from search_agent.protocols.base import Action, Answer, Invalid, Passage, Search, TagProtocol, parse_action
 from search_agent.protocols.boxed import last_boxed, plain
 from search_agent.protocols.render import read_prompt
 from verl.trajectory import Segment
@@ -33,8 +33,8 @@ class Config:
     ``base`` needs ``{question}`` in it; under ``chat`` it is the system message. null uses ``instruction``."""
     compat: Literal["none", "upstream"] = "none"
     """``upstream`` judges the format as the published code does (counts of tags, one answer with a box, orders not
-    checked) and leaves LaTeX in the answer, so that ``\\text{Paris}`` is wrong; ``none`` checks the order of the blocks
-    and reads ``Paris``."""
+    checked), searches wherever a turn stops at ``</search>``, whatever it answered before, and leaves LaTeX in the
+    answer, so that ``\\text{Paris}`` is wrong; ``none`` checks the order of the blocks and reads ``Paris``."""
 
 
 class ReSearch(TagProtocol):
@@ -62,12 +62,23 @@ class ReSearch(TagProtocol):
 
     def observe_results(self, passages: Sequence[Passage]) -> list[str]:
         """``<result>``, the passages with blank lines between them, ``</result>``."""
-        texts = [f'"{passage.title}"\n{passage.text}'.strip() for passage in passages]
+        texts = [(f'"{passage.title}"\n' if passage.title else "") + passage.text.strip() for passage in passages]
         return [" <result>\n", *(text if i == 0 else f"\n\n{text}" for i, text in enumerate(texts)), "\n</result>"]
 
     def observe_invalid(self, reason: str) -> str:
         """The fault, in the place of a result."""
         return f" <result>\nnothing was searched: {reason}\n</result>"
+
+    def parse(self, text: str) -> Action:
+        """The action that closes first, but for an answer without a box that a search or a boxed answer follows."""
+        if self.config.compat == "upstream":
+            return _published_action(text)
+        first, rest = parse_action(text), text
+        action: Action = first
+        while isinstance(action, Answer) and last_boxed(action.text) is None:
+            rest = rest[rest.index("</answer>") + len("</answer>") :]
+            action = parse_action(rest)
+        return first if isinstance(action, Invalid) else action
 
     def final_answer(self, text: str) -> str | None:
         """What the last box holds."""
@@ -92,6 +103,16 @@ class ReSearch(TagProtocol):
 def build(config: Config) -> ReSearch:
     """Make the protocol."""
     return ReSearch(config)
+
+
+def _published_action(text: str) -> Action:
+    """What the published code does: it searches for the last query wherever a turn stops at the end of a search."""
+    end = text.rfind("</search>")
+    if end < 0:
+        return parse_action(text)
+    begin = text.rfind("<search>", 0, end)
+    query = text[begin + len("<search>") : end].strip() if begin >= 0 else ""
+    return Search(query) if query else Invalid("the query is empty")
 
 
 def _counts_valid(turns: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ import traceback
 
 from verl.config.build import Plugin
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import InfrastructureError, UserError
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -18,10 +18,13 @@ def name_scoring(reward: Plugin, task: Task, trajectory: Trajectory) -> str:
 
 
 def score_here(function: RewardFunction, what: str, task: Task, trajectory: Trajectory) -> Score:
-    """The score. Raises UserError, which begins with ``what``, if the function raises or answers with no such thing."""
+    """The score. Raises UserError, which begins with ``what``, if the function raises or answers with no such thing.
+
+    Raises InfrastructureError through: what the reward asks outside failed, which says nothing about the episode.
+    """
     try:
         score = function(task, trajectory)
-    except UserError:
+    except (UserError, InfrastructureError):
         raise
     except Exception as error:
         raise UserError(f"{what}: {describe(error)}") from error

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from search_agent.protocols.base import Reading
+from search_agent.protocols.base import Reading, SearchProtocol
 from search_agent.rewards.text import cover_match, exact_match, f1, word_match
 from verl.data.tasks import Task
+from verl.rollout.interfaces import RewardFunction, Score
+from verl.trajectory import Trajectory
 
 Match = Callable[[str, Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """There is nothing to set."""
+
+
+def reward_by(part: str) -> Callable[[NoSettings, SearchProtocol], RewardFunction]:
+    """``build`` of a reward that is one of the numbers below, and nothing else."""
+
+    def build(config: NoSettings, protocol: SearchProtocol) -> RewardFunction:
+        """Make the reward function for trajectories of ``protocol``."""
+
+        def reward(task: Task, trajectory: Trajectory) -> Score:
+            parts = measure(task, protocol.read(trajectory))
+            return Score(parts[part], parts)
+
+        return reward
+
+    return build
 
 
 def measure(task: Task, reading: Reading, refine_match: Match = word_match) -> dict[str, float]:

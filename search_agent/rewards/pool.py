@@ -1,7 +1,8 @@
 """A user's own reward function runs in a process of its own with a deadline.
 
 A reward that raises, hangs, dies or returns NaN is a UserError that names the plug-in, the task and the place; it never
-takes the run's own process with it, and it never becomes a silent zero. Another deadline, and more processes:
+takes the run's own process with it, and it never becomes a silent zero. One that raises InfrastructureError, because a
+service it asks does not answer, aborts the one episode. Another deadline, and more processes:
 
     reward:
       plugin: search_agent.rewards.pool
@@ -25,7 +26,7 @@ from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.checked import checked, describe, name_scoring
 from verl.config.build import Plugin
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import InfrastructureError, UserError
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -62,7 +63,7 @@ class RewardPool:
         self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
 
     def __call__(self, task: Task, trajectory: Trajectory) -> Score:
-        """Score one trajectory. Raises UserError if the plug-in fails in whatever way."""
+        """Score one trajectory. Raises UserError if the plug-in fails; InfrastructureError if it says so itself."""
         worker = self._idle.get()
         try:
             return worker.score(task, trajectory)
@@ -143,17 +144,17 @@ class _Worker:
         return self._connection
 
     def _exchange(self, connection: Connection, message: object, deadline_s: float, what: str) -> Any:
-        """The answer to ``message``. Raises UserError unless it comes in time and is not a failure."""
+        """The answer to ``message``. Raises UserError unless it comes in time; a failure as what it is."""
         try:
             connection.send(message)
             if not connection.poll(deadline_s):
                 self.stop()
                 raise UserError(f"{what}: no result after {deadline_s:g} s: it hangs, or needs a longer deadline_s")
-            succeeded, value = connection.recv()
+            failure, value = connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise UserError(f"{what}: its process died (exit code {self._exit_code()})") from None
-        if not succeeded:
-            raise UserError(f"{what}: {value}")
+        if failure is not None:
+            raise failure(f"{what}: {value}")
         return value
 
     def _exit_code(self) -> int | None:
@@ -182,7 +183,9 @@ def _serve(connection: Connection, reward: Plugin, protocol: SearchProtocol) -> 
                 raise RuntimeError("it could not be built")
             else:
                 value = function(message[0], Trajectory.from_record(message[1]))
-            answer: tuple[bool, object] = (True, value)
+            answer: tuple[type[Exception] | None, object] = (None, value)
+        except InfrastructureError as error:
+            answer = (InfrastructureError, describe(error))
         except Exception as error:
-            answer = (False, describe(error))
+            answer = (UserError, describe(error))
         connection.send(answer)

@@ -2,6 +2,9 @@
 
 Pure functions of strings. ``golds`` is the list of accepted answers; each function takes the best match over it.
 Punctuation is ASCII punctuation, as the published scores have it: curly quotes, dashes and accents count.
+
+A gold answer that normalises to nothing (``A`` of a multiple choice, the band ``The The``) keeps its articles, and if
+it is all punctuation that too. The published scores give ``A`` away to an empty answer.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -23,23 +26,21 @@ def normalise(text: str) -> str:
 
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
     """1 if an accepted answer is equal after normalisation, else 0."""
-    normal = normalise(prediction)
-    return float(any(normal == normalise(gold) for gold in golds))
+    return float(any(ours == theirs for ours, theirs in compared(prediction, golds)))
 
 
 def f1(prediction: str, golds: Sequence[str]) -> float:
     """Token F1 in [0, 1]; an answer of yes, no or noanswer earns nothing unless it is equal."""
-    normal = normalise(prediction)
-    return max((overlap(normal, normalise(gold))[2] for gold in golds), default=0.0)
+    return max((overlap(*pair)[2] for pair in compared(prediction, golds)), default=0.0)
 
 
 def cover_match(prediction: str, golds: Sequence[str]) -> float:
     """1 if an accepted answer is a substring after normalisation, else 0; the published ``cem``, ``acc``, ``sub_em``.
 
-    Characters, not words: ``11`` covers ``1``, and a gold answer that normalises to nothing is always covered.
+    Characters, not words: ``11`` covers ``1``. One that normalises to nothing has to be equal: any text holds it.
     """
-    normal = normalise(prediction)
-    return float(any(normalise(gold) in normal for gold in golds))
+    pairs = compared(prediction, golds)
+    return float(any(theirs in ours if normalise(theirs) else theirs == ours for ours, theirs in pairs))
 
 
 def word_match(prediction: str, golds: Sequence[str]) -> float:
@@ -52,9 +53,31 @@ def word_match(prediction: str, golds: Sequence[str]) -> float:
     return float(any(f" {gold} " in normal for gold in wanted if gold and gold not in _CLOSED))
 
 
+def compared(prediction: str, golds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Prediction and each gold in one form: normalised, or with as much kept as the gold needs to be something."""
+    normal = normalise(prediction)
+    for gold in golds:
+        if theirs := normalise(gold):
+            yield normal, theirs
+        elif theirs := _with_articles(gold):
+            yield _with_articles(prediction), theirs
+        else:
+            yield _raw(prediction), _raw(gold)
+
+
+def _with_articles(text: str) -> str:
+    return _raw(text.translate(_PUNCTUATION))
+
+
+def _raw(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def overlap(prediction: str, gold: str) -> tuple[float, float, float]:
-    """Precision, recall and F1 of the words of two normalised texts; all 0 where one is a different yes or no."""
-    if prediction != gold and (prediction in _CLOSED or gold in _CLOSED):
+    """Precision, recall and F1 of the words of two ``compared`` texts; all 0 where one is a different yes or no."""
+    if prediction == gold:
+        return 1.0, 1.0, 1.0
+    if prediction in _CLOSED or gold in _CLOSED:
         return 0.0, 0.0, 0.0
     ours, theirs = prediction.split(), gold.split()
     common = (Counter(ours) & Counter(theirs)).total()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -294,7 +294,8 @@ def test_random_episodes_keep_the_ledger_and_the_bounds(
                 assert tokenizer.eos_token_id not in segment.token_ids
 
     reading = protocol.read(trajectory)
-    forged = Trajectory(trajectory.task_id, 0, [s for s in trajectory.segments if s.is_policy])
+    unread = [segment if segment.is_policy else replace(segment, text="") for segment in trajectory.segments]
+    forged = Trajectory(trajectory.task_id, 0, unread)
     assert protocol.read(forged).answer == reading.answer, "the answer is the policy's own"
     assert protocol.read(forged).refinements == reading.refinements
     score = build_reward(RewardConfig(), protocol)(TASK, trajectory)

@@ -117,7 +117,10 @@ class RewardFunction(Protocol):
     """Scores a finished trajectory by its segments. Pure: the same input gives the same score."""
 
     def __call__(self, task: Task, trajectory: Trajectory) -> Score:
-        """Raises ValueError on a task that it cannot score (no golden answer, say); never returns NaN."""
+        """Raises ValueError on a task that it cannot score (no golden answer, say); never returns NaN.
+
+        Raises InfrastructureError if something it asks outside failed: the episode is aborted, not scored.
+        """
         ...
 
 

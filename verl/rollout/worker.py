@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from verl.data.tasks import Task
+from verl.errors import InfrastructureError
 from verl.rollout.admission import OrderedAdmission
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.episode import EpisodeKey, run_episode
@@ -136,10 +138,18 @@ class RolloutWorker:
                     admission.end_episode()
             if trajectory.outcome != "aborted":
                 progress.enter("reward")
-                score = await self._agent.score(request.task, trajectory)
-                trajectory.reward, trajectory.reward_parts = score.reward, score.parts
-                trajectory.turn_gains = score.turn_gains
+                await self._score(request.task, trajectory)
         return trajectory
+
+    async def _score(self, task: Task, trajectory: Trajectory) -> None:
+        """What could not be scored for a reason outside is aborted: it is counted, and never trained on."""
+        try:
+            score = await self._agent.score(task, trajectory)
+        except InfrastructureError as error:
+            trajectory.outcome, trajectory.reason = "aborted", f"reward: {error}"
+        else:
+            trajectory.reward, trajectory.reward_parts = score.reward, score.parts
+            trajectory.turn_gains = score.turn_gains
 
 
 class _WatchedEngine:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from time import sleep
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preprocess.embedded import Config, WorldPaths, build_world
+from preprocess.embedded import Config, WorldPaths, build_world, source
 from preprocess.embedded import __main__ as command
+from search_agent.source import Source
 from verl.errors import UserError
 from verl.trajectory import Trajectory
 
@@ -81,3 +85,24 @@ def test_a_wrong_key_or_size_is_one_line(capsys: pytest.CaptureFixture[str], tmp
     assert "sed" in capsys.readouterr().err
     with pytest.raises(UserError, match="traces=1 "):
         Config(out=str(tmp_path), traces=1)
+
+
+def test_a_world_that_several_runs_want_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds, several = [], Barrier(3)
+
+    def build_slowly(config: Config) -> WorldPaths:
+        builds.append(config)
+        sleep(0.05)
+        paths = WorldPaths.under(Path(config.out))
+        paths.root.mkdir(parents=True)
+        paths.manifest.write_text("{}")
+        return paths
+
+    def one_run(_: int) -> Source:
+        several.wait()
+        return source.build(source.Config(), out=tmp_path, seed=0)
+
+    monkeypatch.setattr(source, "build_world", build_slowly)
+    with ThreadPoolExecutor(3) as runs:
+        assert len(set(map(repr, runs.map(one_run, range(3))))) == 1
+    assert len(builds) == 1

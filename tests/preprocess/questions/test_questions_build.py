@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,8 @@ def test_validation_comes_from_untested_splits_and_leaves_training(source: Path)
     build_files(config(source))
     train, valid, test = (read(source, f"{name}.parquet") for name in ("train", "valid_5", "test"))
     assert [t.id for t in test] == ["nq/row_0", "nq/row_1", "hotpotqa/row_0", "hotpotqa/row_1", "bamboogle/row_0"]
-    assert [t.metadata["data_source"] for t in valid] == ["nq"] * 5 + ["hotpotqa"] * 5
-    assert {t.metadata["extra_info"]["split"] for t in valid[:5]} == {"dev"}
-    assert {t.metadata["extra_info"]["split"] for t in valid[5:]} == {"train"}
+    origins = Counter((t.metadata["data_source"], t.metadata["extra_info"]["split"]) for t in valid)
+    assert origins == {("nq", "dev"): 5, ("hotpotqa", "train"): 5}
     questions = [{t.question for t in file} for file in (train, valid, test)]
     assert not questions[0] & questions[1]
     assert "nq train question 3?" not in questions[0]
@@ -84,7 +84,7 @@ def test_the_published_validation_is_a_part_of_the_test_set(source: Path) -> Non
     report = build_files(config(source, valid_from="test", valid_per_set=1))
     tested = {task.question for task in read(source, "test.parquet")}
     valid = read(source, "valid_1.parquet")
-    assert [task.metadata["data_source"] for task in valid] == ["nq", "hotpotqa", "bamboogle"]
+    assert {task.metadata["data_source"] for task in valid} == {"nq", "hotpotqa", "bamboogle"}
     assert {task.question for task in valid} <= tested
     assert report["written"]["train.parquet"] == {"nq": 39, "hotpotqa": 30}
 
@@ -111,6 +111,21 @@ def test_a_hugging_face_split_in_several_parquet_files_is_one_split(source: Path
     report = build_files(config(source))
     assert report["read"]["nq/train"] == 40
     assert report["written"]["train.parquet"]["nq"] == 39
+
+
+@pytest.mark.parametrize("valid_from", ["held_out", "test"])
+def test_the_first_validation_questions_are_of_all_sets(valid_from: str) -> None:
+    """A run that measures ``dev_tasks`` of them chooses its best checkpoint on these."""
+    tasks = [Task(f"{i}", f"question {i}?", ("a",)) for i in range(1000)]
+    sets = [
+        [Question("nq", "dev", i, task) for i, task in enumerate(tasks[:500])],
+        [Question("hotpotqa", "dev", i, task) for i, task in enumerate(tasks[500:])],
+    ]
+    test = sets if valid_from == "test" else []
+    files = divide([], sets, test, valid_per_set=500, valid_is_test=valid_from == "test", seed=42)
+    first = Counter(question.set for question in files.valid[:100])
+    assert 30 < first["nq"] < 70
+    assert len(files.valid) == 1000
 
 
 def test_the_same_seed_writes_the_same_rows(source: Path) -> None:

@@ -19,7 +19,7 @@ from search_agent.evaluation.metrics import (
 from search_agent.rewards.text import cover_match, exact_match, f1
 
 
-# What FlashRAG's evaluator gives: em, acc, f1, precision, recall.
+# What FlashRAG's evaluator gives (but for golds that normalise to nothing): em, acc, f1, precision, recall.
 @pytest.mark.parametrize(
     ("prediction", "golds", "expected"),
     [
@@ -35,8 +35,8 @@ from search_agent.rewards.text import cover_match, exact_match, f1
         ("café", ["cafe"], (0, 0, 0, 0, 0)),
         ("CAFÉ", ["café"], (1, 1, 1, 1, 1)),
         ("", ["Paris"], (0, 0, 0, 0, 0)),
-        ("", ["A"], (1, 1, 0, 0, 0)),  # an article alone normalises to nothing
-        ("anything", ["A"], (0, 1, 0, 0, 0)),
+        ("", ["A"], (0, 0, 0, 0, 0)),  # published: 1, 1, 0, 0, 0: an article alone normalises to nothing
+        ("anything", ["A"], (0, 0, 0, 0, 0)),  # published: 0, 1, 0, 0, 0
         ("a vitamin", ["vitamin A"], (1, 1, 1, 1, 1)),
         ("I", ["i"], (1, 1, 1, 1, 1)),
         ("article I", ["I"], (0, 1, 2 / 3, 0.5, 1)),

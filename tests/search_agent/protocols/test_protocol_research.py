@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_agent.protocols.base import Action, Answer, Invalid, Search
 from search_agent.protocols.boxed import last_boxed, plain
+from search_agent.protocols.render import numbered_passages
 from search_agent.protocols.research import Config, build
 from search_agent.retrieval.types import Document
 from search_agent.rewards import research as reward_module
@@ -70,6 +72,28 @@ def test_a_search_after_the_answer_is_not_a_valid_format() -> None:
     assert not build(Config()).read(trajectory).format_valid
 
 
+@pytest.mark.parametrize(
+    ("text", "ours", "published"),
+    [
+        ("use <answer> and </answer> <search>q</search>", Search("q"), Search("q")),
+        (RIGHT + " <search> more </search>", Answer(r"it is \[ \boxed{Paris} \]"), Search("more")),
+        (r"<answer> hm </answer> <answer> \boxed{a} </answer>", Answer(r"\boxed{a}"), Answer("hm")),
+        ("<answer> hm </answer> </search>", Answer("hm"), Invalid("the query is empty")),
+        ("<answer> hm </answer> <answer> ha </answer>", Answer("hm"), Answer("hm")),
+        ("<search> a <search> q </search>\n", Search("q"), Search("q")),
+    ],
+)
+def test_an_answer_without_a_box_gives_way_to_the_action_after_it(text: str, ours: Action, published: Action) -> None:
+    assert build(Config()).parse(text) == ours
+    assert build(Config(compat="upstream")).parse(text) == published
+
+
+def test_an_untitled_passage_shows_no_title() -> None:
+    pieces = build(Config()).observe_results([Document("1", "", " first", 2.0)])
+    assert "".join(pieces) == " <result>\nfirst\n</result>"
+    assert numbered_passages([Document("1", "", " first", 2.0)]) == ["Doc 1 first"]
+
+
 def test_templates() -> None:
     base, chat = build(Config()), build(Config(template="chat"))
     assert base.system is None
@@ -92,6 +116,8 @@ def test_results_are_separated_by_blank_lines() -> None:
         (r"\boxed{a}", "a"),
         (r"\boxed{a} \boxed{ b{c} }", "b{c}"),
         (r"\fbox{a}", "a"),
+        (r"\boxed{Paris} \fbox{x}", "Paris"),
+        (r"\fbox{x} \boxed {Paris", None),
         (r"\boxed{a", None),
         (r"\boxed{a} \boxed{b", None),
         ("no box", None),

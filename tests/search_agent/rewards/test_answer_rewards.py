@@ -53,6 +53,22 @@ def test_the_linear_form_adds_the_bonus_to_every_trajectory() -> None:
     assert reward(episode("john"), **linear) == 0
 
 
+@pytest.mark.parametrize("searched", [False, True])
+def test_a_refinement_counts_only_after_a_search_was_answered(searched: bool) -> None:
+    """Guesses listed before any search, or after one that was not carried out, refine nothing; published code pays."""
+    trajectory = Trajectory("t", 0)
+    trajectory.append_prompt([1], "who?")
+    action = "<search> q </search>" if searched else "<search> </search>"
+    guess = "<refine> john, mara ellwood </refine>"
+    trajectory.append_generated([1], f"<think> t </think> {guess} {action}", [0.0], [0], "stop")
+    trajectory.append_observation([1], "<documents> </documents>" if searched else "not a valid action")
+    tail = "<answer> wrong </answer>" if searched else f"{guess} <answer> wrong </answer>"
+    trajectory.append_generated([1], tail, [0.0], [0], "stop")
+    assert reward(trajectory) == 0
+    upstream = protocol_module.build(protocol_module.Config(compat="upstream"))
+    assert autorefine.build(autorefine.Config(), upstream)(TASK, trajectory).reward == pytest.approx(0.1)
+
+
 def test_styles_of_the_answer_score_and_the_format_score() -> None:
     assert reward(episode("mara"), answer_score="em") == 0
     assert reward(episode("it is mara ellwood ."), answer_score="cover") == 1

@@ -18,7 +18,7 @@ from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.pool import Config, RewardPool, build, reward_function
 from verl.config.build import Plugin
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import InfrastructureError, UserError
 from verl.rollout.interfaces import Score
 from verl.trajectory import Trajectory
 
@@ -26,6 +26,7 @@ TASK = Task("t-7", "who?", ("mara",))
 USER_REWARD = """
 import os, time
 from dataclasses import dataclass
+from verl.errors import InfrastructureError
 from verl.rollout.interfaces import Score
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def build(config, protocol):
         answer = protocol.read(trajectory).answer
         if answer == "raise":
             raise KeyError("gold")
+        if answer == "outage":
+            raise InfrastructureError("the judge does not answer")
         if answer == "hang":
             time.sleep(600)
         if answer == "die":
@@ -130,6 +133,18 @@ def test_a_reward_in_the_workers_own_process_is_checked_alike(answer: Any, messa
     what = name_scoring(Plugin("my.reward", None), TASK, episode("x"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         score_here(reward, what, TASK, episode("x"))
+
+
+def test_an_outage_that_a_reward_meets_is_no_mistake_of_the_user(make: Callable[..., RewardPool]) -> None:
+    def outage(task: Task, trajectory: Trajectory) -> Score:
+        raise InfrastructureError("the judge does not answer")
+
+    with pytest.raises(InfrastructureError, match="the judge does not answer"):
+        score_here(outage, "reward", TASK, episode("x"))
+    pool = make()
+    with pytest.raises(InfrastructureError, match=r"task t-7, sample 2: .*the judge does not answer"):
+        pool(TASK, episode("outage"))
+    assert pool(TASK, episode("mara")).reward == 1
 
 
 @pytest.mark.usefixtures("make")

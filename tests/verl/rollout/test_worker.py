@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from verl.data.tasks import Task
+from verl.errors import InfrastructureError
 from verl.rollout import worker as module
 from verl.rollout.groups import GroupRequest
 from verl.rollout.interfaces import Sampling, Score
@@ -56,6 +57,19 @@ async def test_the_greedy_episode_stands_apart_from_the_samples(monkeypatch: pyt
         assert group.greedy.sample == 2
         assert [t.sample for t in group.played] == [0, 1, 2]
         assert group.greedy.turn_gains == (0.5, 0.0)
+
+
+async def test_an_outage_that_the_reward_meets_aborts_its_episode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def outage(agent: FakeAgent, task: Task, trajectory: Trajectory) -> Score:
+        if task.id == "b" and trajectory.sample == 1:
+            raise InfrastructureError("the judge does not answer")
+        return Score(1.0)
+
+    monkeypatch.setattr(FakeAgent, "score", outage)
+    a, b = await make_worker(monkeypatch, []).run_groups(requests(greedy=False))
+    assert (a.num_aborted, b.num_aborted) == (0, 1)
+    assert b.trajectories[1].reward is None
+    assert b.trajectories[1].reason == "reward: the judge does not answer"
 
 
 async def test_without_one_a_group_is_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
