@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from search_agent.environment import Config as EnvironmentConfig
-from search_agent.environment import build as build_environment
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.rewards.checked import name_scoring, score_here
@@ -25,7 +23,7 @@ class AgentSpec:
     """All that a worker needs to make its agent; plain data, so that it travels between processes."""
 
     protocol: Plugin
-    environment: EnvironmentConfig
+    environment: Plugin
     reward: Plugin
     client: ClientConfig
     urls: Mapping[str, Sequence[str]]
@@ -35,6 +33,25 @@ class AgentSpec:
     def __call__(self, tokenizer: Any) -> SearchAgent:
         """Make the agent: this is ``verl.rollout.worker.AgentFactory``."""
         return SearchAgent(self, tokenizer)
+
+
+class Episodes(Protocol):
+    """What an environment plug-in's ``build`` makes: the shared part of the episodes of one split.
+
+    The module's ``Config`` says the episodes' bounds: see ``search_agent.config.Bounds``.
+    """
+
+    async def open(self) -> None:
+        """Connect to what the episodes use; called once, on their event loop."""
+        ...
+
+    def __call__(self, task: Task) -> Environment:
+        """A new episode of a task."""
+        ...
+
+    async def close(self) -> None:
+        """Release what ``open`` took."""
+        ...
 
 
 class SearchAgent:
@@ -47,9 +64,8 @@ class SearchAgent:
         # Splits that share their servers share a client, and with it coalescing and connections.
         by_urls = {tuple(urls): RetrievalClient(replace(spec.client, urls=tuple(urls))) for urls in spec.urls.values()}
         self._clients = list(by_urls.values())
-        self._make = {
-            split: build_environment(
-                spec.environment,
+        self._episodes: dict[str, Episodes] = {
+            split: spec.environment.build(
                 protocol=protocol,
                 tokenizer=tokenizer,
                 retriever=by_urls[tuple(urls)],
@@ -59,13 +75,15 @@ class SearchAgent:
         }
 
     async def open(self) -> None:
-        """Open the clients' connection pools."""
+        """Open the clients' connection pools, and what the environments use besides."""
         for client in self._clients:
             await client.__aenter__()
+        for episodes in self._episodes.values():
+            await episodes.open()
 
     def environment(self, task: Task, split: str) -> Environment:
         """A new episode of a task of ``split``."""
-        return self._make[split](task)
+        return self._episodes[split](task)
 
     async def score(self, task: Task, trajectory: Trajectory) -> Score:
         """The reward and its parts; a user's reward need not measure what every run reports (``em``, ``searches``).
@@ -89,7 +107,9 @@ class SearchAgent:
         return total
 
     async def close(self) -> None:
-        """Close the connection pools, and end the processes of a pooled reward."""
+        """Release what ``open`` took, and end the processes of a pooled reward."""
+        for episodes in self._episodes.values():
+            await episodes.close()
         for client in self._clients:
             await client.__aexit__(None, None, None)
         if isinstance(self._reward, RewardPool):

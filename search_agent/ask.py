@@ -156,9 +156,9 @@ class Watched:
         self._environment, self._show = environment, show
         self.next_turn, self.outcome = environment.next_turn, environment.outcome
 
-    def start(self) -> Prompt:
+    async def start(self) -> Prompt:
         """See ``Environment.start``."""
-        prompt = self._environment.start()
+        prompt = await self._environment.start()
         self._show("prompt", prompt.text)
         return prompt
 

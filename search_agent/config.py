@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, cast
 
-from search_agent.environment import Config as EnvironmentConfig
 from search_agent.retrieval.config import ClientConfig
 from verl.cluster.config import ClusterConfig
 from verl.config.build import Plugin
@@ -18,6 +18,25 @@ from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 NOT_RESULTS = ("run_dir", "fresh", "dry_run", "tracking")
 
 
+class Bounds(Protocol):
+    """What every environment plug-in's ``Config`` says of its episodes; read before a run starts."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt (tokens)."""
+        ...
+
+    @property
+    def max_policy_tokens(self) -> int:
+        """The most that the policy generates in an episode (tokens), the context apart."""
+        ...
+
+    @property
+    def max_episode_tokens(self) -> int:
+        """The longest episode (tokens), the context apart."""
+        ...
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One training run; an evaluation of its model reads the same keys."""
@@ -28,6 +47,8 @@ class RunConfig:
     """Where tasks, corpora and warm-up traces come from: ``preprocess.embedded.source`` or ``search_agent.files``."""
     protocol: Plugin
     """ROLLOUT: tags, prompt and observation format, a module of ``search_agent.protocols``."""
+    environment: Plugin
+    """ROLLOUT: what an episode is (turns, tools, framing), ``search_agent.environment`` or the user's own."""
     reward: Plugin
     """SCORE: a module of ``search_agent.rewards``, or the user's own."""
     model: str = "embedded"
@@ -44,8 +65,6 @@ class RunConfig:
     """Admit requests to the engine in a fixed order, so that a resumed run repeats every token; costs rollout speed."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
-    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
-    """Bounds of an episode."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """How rollout workers talk to the retriever."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -84,10 +103,14 @@ class RunConfig:
         self._check_algorithm()
 
     @property
+    def bounds(self) -> Bounds:
+        """What the environment says of its episodes."""
+        return cast(Bounds, self.environment.config)
+
+    @property
     def max_policy_tokens(self) -> int:
-        """The most tokens that an episode may generate: all its turns, the last one too, within the context."""
-        turns = (self.environment.max_turns + 1) * self.environment.max_tokens_per_turn
-        return min(turns, self.rollout.engine.max_context_tokens)
+        """The most tokens that an episode may generate, within the context."""
+        return min(self.bounds.max_policy_tokens, self.rollout.engine.max_context_tokens)
 
     def _check_algorithm(self) -> None:
         """Refuse what would give no signal, or needs what the loop does not have."""
@@ -109,7 +132,7 @@ class RunConfig:
         if trainer.overlong.buffer_tokens > limit:
             raise UserError(
                 f"trainer.overlong.buffer_tokens={trainer.overlong.buffer_tokens} is above the {limit} tokens that an "
-                "episode may generate (environment.max_turns + 1 turns of environment.max_tokens_per_turn): lower it"
+                "episode may generate by its environment's bounds and its context: lower it"
             )
         try:
             trainer.advantage.check_group_size(trainer.samples_per_prompt)

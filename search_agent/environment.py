@@ -1,44 +1,42 @@
-"""One episode of question answering with search: what may be generated next, and what the world answers.
+"""One episode of question answering with tools: what may be generated next, and what the world answers.
 
-A state machine around one protocol. Invariants:
+A state machine around one protocol, and the environment plug-in of every preset. Invariants:
 
-- an action is read from the text of the generation just made, never from a prompt or a passage;
+- an action is read from what the policy has written, never from a prompt or a passage;
 - turns, tokens of a turn, tokens of an observation and the context are bounded; an observation that is cut loses whole
   passages, from the last, and keeps its closing tag;
-- after ``max_turns`` turns comes one last turn, in which a search is not carried out: it ends without an answer;
-- a failing retriever raises InfrastructureError through: it is never shown to the policy as a result.
+- after ``max_turns`` turns comes one last turn, in which no tool is called: it ends without an answer;
+- a failing tool raises InfrastructureError through: it is never shown to the policy as a result. A request that a tool
+  refuses is the policy's fault: the policy is told, and nothing is aborted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from search_agent.protocols.base import Answer, Invalid, Search, SearchProtocol
-from search_agent.protocols.framing import Framing, Tokenizer, make_framing
+from search_agent.protocols.actions import Action, Answer, Call, Invalid, Say, Turns
+from search_agent.protocols.base import SearchProtocol
+from search_agent.protocols.framing import Framing, FramingKind, Tokenizer, make_framing
 from search_agent.protocols.observation import Shown, show
-from search_agent.retrieval.types import SearchResult
+from search_agent.retrieval.types import Document
+from search_agent.tools import search
+from search_agent.tools.base import BadRequest, Caller, Retriever, Tools
+from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
-from verl.rollout.interfaces import Environment, Generation, Observation, Prompt, Turn
+from verl.rollout.interfaces import Generation, Observation, Prompt, Turn
 from verl.trajectory import Outcome, ToolCall, ToolResult
 
-
-class Retriever(Protocol):
-    """What answers a query; ``search_agent.retrieval.client.RetrievalClient`` is one."""
-
-    async def search(self, query: str, k: int) -> SearchResult:
-        """Up to ``k`` documents, best first. Raises InfrastructureError when it failed for good."""
-        ...
+_PROBE = "who wrote the first one?"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Bounds of an episode, and how its texts are framed."""
+    """Bounds of an episode, how its texts are framed, and its tools."""
 
     max_turns: int = 5
-    """Turns in which a search is carried out (turns); one last turn, for the answer, comes after them. 5 as AutoRefine
+    """Turns in which a tool is called (turns); one last turn, for the answer, comes after them. 5 as AutoRefine
     trains."""
     max_tokens_per_turn: int = 512
     """The most that is generated in one turn (tokens); a turn that reaches it ends the episode as truncated. 512 as
@@ -50,14 +48,56 @@ class Config:
     """The longest prompt (tokens); a longer one is an error that names the task. 2048 as published."""
     top_k: int = 3
     """Passages asked for in a search (passages). 3 as published."""
-    framing: Literal["plain", "chat", "chat_turns"] = "plain"
+    framing: FramingKind = "plain"
     """``plain`` is raw text; ``chat`` puts the prompt in one user message and continues raw in the assistant's turn, as
     published for models with a chat template; ``chat_turns`` sends each observation as a user message."""
+    tools: Mapping[str, Plugin] = field(default_factory=dict)
+    """What a protocol may call besides ``search``, by name: modules of ``search_agent.tools``, or the user's own. One
+    named ``search`` replaces the search of passages."""
 
     def __post_init__(self) -> None:
         for key in ("max_turns", "max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 1")
+
+    @property
+    def max_policy_tokens(self) -> int:
+        """The most that the policy generates in an episode (tokens), the context apart."""
+        return (self.max_turns + 1) * self.max_tokens_per_turn
+
+    @property
+    def max_episode_tokens(self) -> int:
+        """The longest episode (tokens), the context apart."""
+        return self.max_prompt_tokens + self.max_policy_tokens + self.max_turns * self.max_observation_tokens
+
+
+class Episodes:
+    """What the episodes of one split share; calling it makes the environment of a task's next episode."""
+
+    def __init__(
+        self,
+        config: Config,
+        protocol: SearchProtocol,
+        framing: Framing,
+        tools: Tools,
+        max_context_tokens: int,
+    ) -> None:
+        self.config, self.protocol, self.framing, self.tools = config, protocol, framing, tools
+        self.max_context_tokens = max_context_tokens
+
+    def __call__(self, task: Task) -> SearchEnvironment:
+        """A new episode of a task."""
+        return SearchEnvironment(task, self)
+
+    async def open(self) -> None:
+        """Connect the tools."""
+        for tool in self.tools.values():
+            await tool.open()
+
+    async def close(self) -> None:
+        """Release what ``open`` took."""
+        for tool in self.tools.values():
+            await tool.close()
 
 
 def build(
@@ -67,23 +107,20 @@ def build(
     tokenizer: Tokenizer,
     retriever: Retriever,
     max_context_tokens: int,
-) -> Callable[[Task], Environment]:
-    """Check the framing once and return what makes an environment for each task.
+) -> Episodes:
+    """Make the tools, and check the framing once.
 
     Raises UserError if the framing does not suit the model, or if an observation cannot hold its own tags.
     """
-    framing = make_framing(
-        config.framing, tokenizer, system=protocol.system, probe=protocol.prompt("who wrote the first one?")
-    )
-    if show(framing, protocol.observe_results([]), last_token_id=None, limit=config.max_observation_tokens - 1) is None:
+    framing = make_framing(config.framing, tokenizer, system=protocol.system, probe=protocol.prompt(_PROBE))
+    pieces = with_last_call(protocol.observe_results([]), protocol.last_call(_PROBE))
+    if show(framing, pieces, last_token_id=None, limit=config.max_observation_tokens - 1) is None:
         raise UserError(
             f"max_observation_tokens is {config.max_observation_tokens}: the tags around the passages do not fit in it"
         )
-
-    def make(task: Task) -> Environment:
-        return SearchEnvironment(task, config, protocol, framing, retriever, max_context_tokens)
-
-    return make
+    plugins = {"search": Plugin(search.__name__, search.Config()), **config.tools}
+    tools = {name: plugin.build(retriever=retriever, top_k=config.top_k) for name, plugin in plugins.items()}
+    return Episodes(config, protocol, framing, tools, max_context_tokens)
 
 
 def prompt_text(task: Task, protocol: SearchProtocol) -> str:
@@ -91,36 +128,35 @@ def prompt_text(task: Task, protocol: SearchProtocol) -> str:
     return protocol.prompt(task.question) if task.prompt is None else task.prompt
 
 
-def prompt_limit(config: Config, context_tokens: int) -> int:
+def prompt_limit(max_prompt_tokens: int, context_tokens: int) -> int:
     """Tokens that a prompt may have in a context of so many: one is left for an answer."""
-    return min(config.max_prompt_tokens, context_tokens - 1)
+    return min(max_prompt_tokens, context_tokens - 1)
+
+
+def with_last_call(pieces: list[str], words: str | None) -> list[str]:
+    """An observation's pieces with the last call at their end, inside the closing piece: it is never left out."""
+    return [*pieces[:-1], pieces[-1] + words] if words else pieces
 
 
 class SearchEnvironment:
     """One episode. Implements ``verl.rollout.interfaces.Environment``."""
 
-    def __init__(
-        self,
-        task: Task,
-        config: Config,
-        protocol: SearchProtocol,
-        framing: Framing,
-        retriever: Retriever,
-        max_context_tokens: int,
-    ) -> None:
-        self._task, self._config, self._protocol, self._framing = task, config, protocol, framing
-        self._retriever = retriever
-        self._room = max_context_tokens
+    def __init__(self, task: Task, shared: Episodes) -> None:
+        self._task, self._config, self._tools = task, shared.config, shared.tools
+        self._protocol, self._framing = shared.protocol, shared.framing
+        self._room = shared.max_context_tokens
         """Tokens of the context that are still free."""
-        self._turns = 0
+        self._written: list[str] = []
+        self._caller = Caller(task)
+        self._told_last = False
         self._left_out = 0
         """Passages that found no room in an observation."""
         self._outcome: tuple[Outcome, str] | None = None
 
-    def start(self) -> Prompt:
+    async def start(self) -> Prompt:
         """Render the prompt, unless the task brings its own. Raises UserError if it is too long."""
         prompt = self._framing.prompt(prompt_text(self._task, self._protocol))
-        length, limit = len(prompt.token_ids), prompt_limit(self._config, self._room)
+        length, limit = len(prompt.token_ids), prompt_limit(self._config.max_prompt_tokens, self._room)
         if length > limit:
             raise UserError(
                 f"task {self._task.id}: its prompt has {length} tokens and {limit} are allowed: "
@@ -139,21 +175,21 @@ class SearchEnvironment:
     async def observe(self, generation: Generation) -> Observation | None:
         """Carry out the turn's action; None when it ended the episode.
 
-        Raises InfrastructureError if the retriever failed for good or the engine gave the turn up.
+        Raises InfrastructureError if a tool failed for good or the engine gave the turn up.
         """
         if generation.finish_reason == "aborted":
             raise InfrastructureError("the engine gave up the turn")
         self._room -= len(generation.token_ids)
-        self._turns += 1
+        self._written.append(generation.text)
         last_id = generation.token_ids[-1] if len(generation.token_ids) else None
-        action = self._protocol.parse(generation.text)
+        action = self._protocol.parse(Turns(self._written, self._task.question, self._told_last))
         if isinstance(action, Answer):
             self._outcome = ("finished", "")
-        elif (end := self._cannot_continue(generation, action)) is not None:
+            return await self._conclude(action.call)
+        if (end := self._cannot_continue(generation, action)) is not None:
             self._outcome = end
-        else:
-            return await self._respond(action, last_id)
-        return None
+            return None
+        return await self._respond(action, last_id)
 
     def outcome(self) -> tuple[Outcome, str]:
         """How it ended; passages that were left out on the way are mentioned."""
@@ -165,43 +201,73 @@ class SearchEnvironment:
             reason = f"{reason}; {note}" if reason else note
         return outcome, reason
 
-    def _cannot_continue(self, generation: Generation, action: Search | Invalid) -> tuple[Outcome, str] | None:
+    def _cannot_continue(self, generation: Generation, action: Action) -> tuple[Outcome, str] | None:
         """Why the episode ends without an answer, if it does."""
         if isinstance(action, Invalid):
             if generation.finish_reason == "length":
-                return "truncated", f"turn {self._turns} reached its token limit without an action"
+                return "truncated", f"turn {len(self._written)} reached its token limit without an action"
             if generation.finish_reason == "end_of_turn" and not self._framing.turns_end_themselves:
                 return "finished", f"the policy ended its turn without an answer: {action.reason}"
-        if self._turns > self._config.max_turns:
+        if len(self._written) > self._config.max_turns:
             return "truncated", f"no answer within {self._config.max_turns} turns and the last one"
         return None
 
-    async def _respond(self, action: Search | Invalid, last_id: int | None) -> Observation | None:
-        """Search, or say what was wrong; None if the context has no room for that and one more token."""
-        if isinstance(action, Invalid):
-            return self._append(self._show([self._protocol.observe_invalid(action.reason)], last_id), ())
-        if self._show(self._protocol.observe_results([]), last_id) is None:
-            return self._append(None, ())  # before the search: its result could not be shown
-        result = await self._retriever.search(action.query, self._config.top_k)
-        shown = self._show(self._protocol.observe_results(result.documents), last_id)
-        visible = result.documents[: shown.passages] if shown else ()
-        self._left_out += len(result.documents) - len(visible)
-        call = ToolCall(
-            tool="search",
-            request=action.query,
-            results=tuple(ToolResult(document.id, document.score, document.title) for document in visible),
-            latency_s=result.latency_s,
-            cached=result.cached,
-        )
-        return self._append(shown, (call,))
-
-    def _show(self, pieces: list[str], last_id: int | None) -> Shown | None:
-        limit = min(self._config.max_observation_tokens, self._room - 1)
-        return show(self._framing, pieces, last_token_id=last_id, limit=limit)
-
-    def _append(self, shown: Shown | None, calls: tuple[ToolCall, ...]) -> Observation | None:
-        if shown is None:
-            self._outcome = ("truncated", "the context is full")
+    async def _conclude(self, call: Call | None) -> Observation | None:
+        """Carry out the call that goes with the answer, and record it; nothing is shown any more."""
+        if call is None:
             return None
+        _, record = await self._carry_out(call)
+        return Observation([], "", (record,))
+
+    async def _respond(self, action: Call | Say | Invalid, last_id: int | None) -> Observation | None:
+        """Call the tool, or say what is to be said; None if the context has no room for that and one more token."""
+        if isinstance(action, Say):
+            return self._append([action.text], last_id, last_call=False)
+        if isinstance(action, Invalid):
+            return self._append([self._protocol.observe_invalid(action.reason)], last_id)
+        if self._show(self._protocol.observe_results([]), last_id, last_call=True) is None:
+            return self._full()  # before the call: its result could not be shown
+        documents, record = await self._carry_out(action)
+        if record.failure is not None:
+            return self._append([self._protocol.observe_invalid(record.failure)], last_id, record)
+        return self._append(self._protocol.observe_results(documents), last_id, record)
+
+    async def _carry_out(self, call: Call) -> tuple[tuple[Document, ...], ToolCall]:
+        """What a call finds, and its record; a request that is refused finds nothing."""
+        try:
+            if (tool := self._tools.get(call.tool)) is None:
+                raise BadRequest(f"there is no tool {call.tool}")
+            result = await tool.call(call.request, self._caller)
+        except BadRequest as refusal:
+            return (), ToolCall(call.tool, call.request, failure=str(refusal))
+        found = tuple(ToolResult(document.id, document.score, document.title) for document in result.documents)
+        return result.documents, ToolCall(call.tool, call.request, found, result.latency_s, result.cached)
+
+    def _append(
+        self, pieces: list[str], last_id: int | None, record: ToolCall | None = None, *, last_call: bool = True
+    ) -> Observation | None:
+        """The pieces as an observation, and of the record what is visible; None if the context has no room for them."""
+        shown = self._show(pieces, last_id, last_call=last_call)
+        if shown is None:
+            return self._full()
         self._room -= len(shown.piece.token_ids)
-        return Observation(shown.piece.token_ids, shown.piece.text, calls)
+        calls: tuple[ToolCall, ...] = ()
+        if record is not None:
+            self._left_out += len(record.results) - shown.passages
+            calls = (replace(record, results=record.results[: shown.passages]),)
+        self._told_last = last_call and self._last_words() is not None
+        return Observation(shown.piece.token_ids, shown.piece.text, calls, last_call=self._told_last)
+
+    def _show(self, pieces: list[str], last_id: int | None, *, last_call: bool) -> Shown | None:
+        limit = min(self._config.max_observation_tokens, self._room - 1)
+        whole = with_last_call(pieces, self._last_words() if last_call else None)
+        return show(self._framing, whole, last_token_id=last_id, limit=limit)
+
+    def _last_words(self) -> str | None:
+        """What the protocol says before the last turn, if that is the next one."""
+        is_next = len(self._written) == self._config.max_turns
+        return self._protocol.last_call(self._task.question) if is_next else None
+
+    def _full(self) -> Observation | None:
+        self._outcome = ("truncated", "the context is full")
+        return None

@@ -19,7 +19,7 @@ def check_lengths(splits: Mapping[str, Sequence[Task]], config: RunConfig, model
     What a chat template adds is not counted: a prompt within that little of the bound is refused when it is played.
     ``model`` is a folder; without its ``tokenizer.json`` nothing can be said here.
     """
-    limit = prompt_limit(config.environment, config.rollout.engine.max_context_tokens)
+    limit = prompt_limit(config.bounds.max_prompt_tokens, config.rollout.engine.max_context_tokens)
     protocol, faults = config.protocol.build(), []
     for name, tasks in splits.items():
         texts = [prompt_text(task, protocol) for task in tasks]

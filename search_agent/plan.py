@@ -116,14 +116,10 @@ def _threads(count: int) -> str:
 
 
 def _batch(config: RunConfig) -> list[tuple[str, str]]:
-    trainer, environment = config.trainer, config.environment
+    trainer = config.trainer
     context = config.rollout.engine.max_context_tokens
     episodes = trainer.prompts_per_step * trainer.samples_per_prompt
-    longest = (
-        environment.max_prompt_tokens
-        + (environment.max_turns + 1) * environment.max_tokens_per_turn
-        + environment.max_turns * environment.max_observation_tokens
-    )
+    longest = config.bounds.max_episode_tokens
     used = min(longest, context)
     cap = config.learner.max_tokens_per_microbatch
     return [

@@ -15,7 +15,7 @@ from verl.errors import UserError
 from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
-GROUPS = ("data", "protocol", "reward")
+GROUPS = ("data", "environment", "protocol", "reward")
 PAGE = (CONFIG_DIR.parent / "docs" / "recipes.md").read_text()
 
 
@@ -41,7 +41,8 @@ def test_the_parts_of_a_recipe_fit_together(name: str) -> None:
     config = recipe(name)
     protocol = config.protocol.build()
     config.reward.build(protocol)
-    limits, turn = config.environment, config.environment.max_tokens_per_turn
+    limits = config.environment.config
+    turn = limits.max_tokens_per_turn
     one_search = limits.max_prompt_tokens + turn + limits.max_observation_tokens + turn
     assert one_search <= config.rollout.engine.max_context_tokens
     assert protocol.system is None or limits.framing != "plain"
@@ -57,7 +58,7 @@ def test_published_numbers_of_autorefine() -> None:
     assert config.trainer.loss.kl_estimator == "k3"
     # 1,280 episodes in mini-batches of 256.
     assert config.learner.updates_per_batch == 5
-    assert (config.environment.max_turns, config.environment.top_k) == (5, 3)
+    assert (config.environment.config.max_turns, config.environment.config.top_k) == (5, 3)
     assert config.protocol.config.instruction == "published"
     assert config.cluster.learner_ranks == 8
 

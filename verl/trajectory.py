@@ -11,7 +11,7 @@ calls, answers) is read from segments, so that a passage which contains a tag is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,8 @@ class ToolCall:
     latency_s: float = 0.0
     cached: bool = False
     failure: str | None = None
-    """Why the call failed for good (after retries); then the episode is aborted and never trained on."""
+    """Why the tool refused the request, which is the policy's fault; None if it was carried out. An outage is never
+    recorded: it aborts the episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class Segment:
     """Why generation stopped; None unless ``generated``."""
     calls: tuple[ToolCall, ...] = ()
     """The calls whose results this observation shows."""
+    prefill: str = ""
+    """The end of this segment's text that begins the policy's next turn (``<think>``): not the policy's, but read with
+    it."""
+    last_call: bool = False
+    """Whether this observation told the policy that one turn is left."""
 
     @property
     def is_policy(self) -> bool:
@@ -105,11 +111,11 @@ class Trajectory:
 
     # -- writing --
 
-    def append_prompt(self, token_ids: Sequence[int], text: str) -> None:
+    def append_prompt(self, token_ids: Sequence[int], text: str, prefill: str = "") -> None:
         """Open the ledger. Raises ValueError if it is not empty: an episode has one prompt."""
         if self.segments:
             raise ValueError("the prompt comes first")
-        self.segments.append(Segment("prompt", 0, _ints(token_ids), text))
+        self.segments.append(Segment("prompt", 0, _ints(token_ids), text, prefill=prefill))
 
     def append_generated(
         self,
@@ -131,11 +137,24 @@ class Trajectory:
             Segment("generated", turn, _ints(token_ids), text, _floats(logprobs), _ints(versions), finish_reason)
         )
 
-    def append_observation(self, token_ids: Sequence[int], text: str, calls: Sequence[ToolCall] = ()) -> None:
+    def append_observation(
+        self,
+        token_ids: Sequence[int],
+        text: str,
+        calls: Sequence[ToolCall] = (),
+        *,
+        prefill: str = "",
+        last_call: bool = False,
+    ) -> None:
         """Add what the environment answered to the last generated segment."""
         if not self.segments or self.segments[-1].kind == "prompt":
             raise ValueError("an observation answers a generated segment")
-        self.segments.append(Segment("observation", self.num_turns - 1, _ints(token_ids), text, calls=tuple(calls)))
+        turn = self.num_turns - 1
+        self.segments.append(
+            Segment(
+                "observation", turn, _ints(token_ids), text, calls=tuple(calls), prefill=prefill, last_call=last_call
+            )
+        )
 
     # -- reading --
 
@@ -156,6 +175,16 @@ class Trajectory:
     def generated(self) -> list[Segment]:
         """The policy's segments in order."""
         return [segment for segment in self.segments if segment.is_policy]
+
+    @property
+    def turns(self) -> list[Segment]:
+        """The policy's segments with texts that are whole: what began a turn for the policy stands before its own."""
+        turns, prefill = [], ""
+        for segment in self.segments:
+            if segment.is_policy:
+                turns.append(replace(segment, text=prefill + segment.text) if prefill else segment)
+            prefill = segment.prefill
+        return turns
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -214,6 +243,8 @@ class Trajectory:
                     ToolCall(**{**call, "results": tuple(ToolResult(**result) for result in call["results"])})
                     for call in row["calls"]
                 ),
+                prefill=row.get("prefill", ""),
+                last_call=row.get("last_call", False),
             )
             for row in record["segments"]
         ]
@@ -224,7 +255,9 @@ class Trajectory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as three arrays, not three for each segment: a step has tens of thousands of segments."""
-        heads = [(s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls) for s in self.segments]
+        heads = [
+            (s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls, s.prefill, s.last_call) for s in self.segments
+        ]
         policy = [s for s in self.segments if s.is_policy]
         logprobs = np.concatenate([s.logprobs for s in policy]) if policy else _floats(())
         versions = np.concatenate([s.versions for s in policy]) if policy else _ints(())
@@ -243,12 +276,10 @@ def _from_columns(
 ) -> Trajectory:
     """What ``Trajectory.__reduce__`` took apart; the segments' arrays are views of the columns."""
     segments, begin, policy_begin = [], 0, 0
-    for kind, turn, length, text, finish_reason, calls in heads:
+    for kind, turn, length, text, *others in heads:
         end, policy_end = begin + length, policy_begin + (length if kind == "generated" else 0)
         policy = slice(policy_begin, policy_end)
-        segments.append(
-            Segment(kind, turn, ids[begin:end], text, logprobs[policy], versions[policy], finish_reason, calls)
-        )
+        segments.append(Segment(kind, turn, ids[begin:end], text, logprobs[policy], versions[policy], *others))
         begin, policy_begin = end, policy_end
     return Trajectory(**rest, segments=segments)
 

@@ -99,7 +99,6 @@ async def _lockstep(
     from transformers import AutoTokenizer
 
     from bench.rollout import lockstep
-    from search_agent.environment import build
     from verl.rollout.engine import VllmEngine
     from verl.rollout.episode import EpisodeKey
 
@@ -107,8 +106,7 @@ async def _lockstep(
     spec = workload.agent_spec(model, url)
     async with aiohttp.ClientSession() as session:
         search = lockstep.BatchSearch(url, session)
-        make = build(
-            spec.environment,
+        make = spec.environment.build(
             protocol=spec.protocol.build(),
             tokenizer=AutoTokenizer.from_pretrained(model),
             retriever=search,

@@ -57,7 +57,7 @@ async def play(
     """One batch of episodes, each with its environment, key and request."""
     trajectories = [Trajectory(key.task_id, key.sample) for key in keys]
     for trajectory, environment in zip(trajectories, environments, strict=True):
-        prompt = environment.start()
+        prompt = await environment.start()
         trajectory.append_prompt(prompt.token_ids, prompt.text)
     while active := [
         (index, turn) for index, environment in enumerate(environments) if (turn := environment.next_turn()) is not None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from search_agent.protocols.actions import Action, Call, Turns
 from search_agent.protocols.autorefine import AutoRefine
 from search_agent.protocols.autorefine import Config as AutoRefineConfig
-from search_agent.protocols.base import Action, Search
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class AlwaysSearch(AutoRefine):
         super().__init__(AutoRefineConfig())
         self.stop = (config.stop,)
 
-    def parse(self, text: str) -> Action:
+    def parse(self, turns: Turns) -> Action:
         """The query is a digest of the turn: as good as unique, and the same for the same turn in another arm."""
-        return Search(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+        return Call("search", hashlib.blake2b(turns.newest.encode(), digest_size=8).hexdigest())
 
 
 def build(config: Config) -> AlwaysSearch:

@@ -42,11 +42,14 @@ def agent_spec(folder: Path, url: str) -> AgentSpec:
     stop = policy.stop_string(AutoTokenizer.from_pretrained(folder))
     return AgentSpec(
         protocol=Plugin("bench.rollout.protocol", ProtocolConfig(stop)),
-        environment=EnvironmentConfig(
-            max_turns=TURNS,
-            max_tokens_per_turn=MAX_TURN_TOKENS,
-            max_observation_tokens=OBSERVATION_TOKENS + 50,
-            top_k=PASSAGES,
+        environment=Plugin(
+            "search_agent.environment",
+            EnvironmentConfig(
+                max_turns=TURNS,
+                max_tokens_per_turn=MAX_TURN_TOKENS,
+                max_observation_tokens=OBSERVATION_TOKENS + 50,
+                top_k=PASSAGES,
+            ),
         ),
         reward=Plugin("search_agent.rewards.em", RewardConfig()),
         # A retriever that takes its time for each query alone: nothing is gained by sending queries together, and

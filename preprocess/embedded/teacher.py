@@ -18,7 +18,8 @@ from preprocess.embedded.search import retriever
 from preprocess.embedded.splits import Split
 from preprocess.embedded.styles import Step, Style
 from preprocess.embedded.tiny_model import END_OF_TEXT
-from search_agent.protocols.base import Search, SearchProtocol
+from search_agent.protocols.actions import Call, Turns
+from search_agent.protocols.base import SearchProtocol
 from search_agent.retrieval.types import Document
 from verl.data.tasks import Task
 from verl.seeds import derive_seed
@@ -99,16 +100,16 @@ def record_trace(
     trajectory = Trajectory(task.id, sample=0)
     prompt = protocol.prompt(task.question)
     trajectory.append_prompt(encode(prompt), prompt)
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         ids = encode(text)
         reason: FinishReason = "end_of_turn" if text.endswith(END_OF_TEXT) else "stop"
         trajectory.append_generated(ids, text, [0.0] * len(ids), [0] * len(ids), reason)
-        action = protocol.parse(text)
-        if isinstance(action, Search):
-            documents = retrieve(action.query)
+        action = protocol.parse(Turns(texts[:number], task.question))
+        if isinstance(action, Call):
+            documents = retrieve(action.request)
             pieces = protocol.observe_results(documents)
             results = tuple(ToolResult(d.id, d.score, d.title) for d in documents)
-            call = ToolCall("search", action.query, results)
+            call = ToolCall(action.tool, action.request, results)
             trajectory.append_observation([i for piece in pieces for i in encode(piece)], "".join(pieces), [call])
     trajectory.outcome = "finished"
     return trajectory

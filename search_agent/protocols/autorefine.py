@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.protocols.base import Action
+from search_agent.protocols.actions import Action
 from search_agent.protocols.instructed import InstructedProtocol
 from search_agent.protocols.render import count_word, tags_balanced
 from verl.errors import UserError
@@ -60,7 +60,7 @@ class AutoRefine(InstructedProtocol):
         """``think`` first; after documents ``refine`` first, with an optional ``think``."""
         opening = list(names[:-1])
         allowed = (["refine"], ["refine", "think"]) if after_results else (["think"],)
-        return opening in allowed and names[-1] in ("search", "answer")
+        return opening in allowed and names[-1] in (*self.tools, "answer")
 
     def refining(self, heads: Sequence[str], answered: Sequence[int]) -> Sequence[str]:
         """As published with ``compat: upstream``: all turns."""

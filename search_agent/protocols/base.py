@@ -2,8 +2,8 @@
 
 A protocol says how a question is put, what the policy may write, and how search results are shown. Invariants:
 
-- the action of a turn is read from that turn's generated text alone, and a finished trajectory from its generated
-  segments alone: prompts and passages are never parsed, so a passage that contains a tag is data;
+- actions are read from what the policy wrote, and a finished trajectory from its generated segments alone: prompts and
+  passages are never parsed, so a passage that contains a tag is data;
 - the first closing action tag ends the turn; characters after it (the rest of the token that completed it) are ignored.
 """
 
@@ -14,31 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from search_agent.protocols.actions import Action, Answer, Call, Invalid, Turns
 from verl.trajectory import Segment, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """The policy asks for passages."""
-
-    query: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The policy answers; the episode is over."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Invalid:
-    """The turn holds no action that can be carried out."""
-
-    reason: str
-
-
-Action = Search | Answer | Invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +64,12 @@ class SearchProtocol(Protocol):
         """The text that opens an episode: the whole prompt, or the user message under a chat framing."""
         ...
 
-    def parse(self, text: str) -> Action:
-        """The action in one generated segment's text."""
+    def parse(self, turns: Turns) -> Action:
+        """The action of the newest turn. Whether it is an answer must not depend on ``turns.question``."""
+        ...
+
+    def last_call(self, question: str) -> str | None:
+        """What the policy is told, at the end of an observation, when one turn is left; None says nothing."""
         ...
 
     def observe_results(self, passages: Sequence[Passage]) -> list[str]:
@@ -111,11 +92,12 @@ def closing_action(text: str, tags: Sequence[str]) -> tuple[str, int, int] | Non
     return (tag, begin, begin + len(f"</{tag}>")) if begin >= 0 else None
 
 
-def parse_action(text: str, search: str = "search", answer: str = "answer") -> Action:
-    """Read one turn: the innermost block of the action tag that closes first."""
-    closing = closing_action(text, (search, answer))
+def parse_action(text: str, tools: Sequence[str] = ("search",), answer: str = "answer") -> Action:
+    """Read one turn: the innermost block of the action tag that closes first. A tool's tag is its name."""
+    closing = closing_action(text, (*tools, answer))
     if closing is None:
-        return Invalid(f"neither <{search}> nor <{answer}> is closed")
+        first = ", ".join(f"<{tool}>" for tool in tools)
+        return Invalid(f"neither {first} nor <{answer}> is closed")
     tag, end, _ = closing
     begin = text.rfind(f"<{tag}>", 0, end)
     if begin < 0:
@@ -123,7 +105,10 @@ def parse_action(text: str, search: str = "search", answer: str = "answer") -> A
     content = text[begin + len(f"<{tag}>") : end].strip()
     if tag == answer:
         return Answer(content)
-    return Search(content) if content else Invalid("the query is empty")
+    return Call(tag, content) if content else Invalid(_EMPTY.get(tag, "the request is empty"))
+
+
+_EMPTY = {"search": "the query is empty"}
 
 
 def contents(text: str, tag: str) -> list[str]:
@@ -153,10 +138,16 @@ class TagProtocol:
     """Tags of the blocks that the policy writes."""
     results: str = "documents"
     """Tag that search results are shown in; the policy must not write it."""
+    tools: tuple[str, ...] = ("search",)
+    """Tags, among ``blocks``, of what calls a tool of that name."""
 
-    def parse(self, text: str) -> Action:
-        """The action in one generated segment's text."""
-        return parse_action(text)
+    def parse(self, turns: Turns) -> Action:
+        """The action in the newest turn's text."""
+        return parse_action(turns.newest, self.tools)
+
+    def last_call(self, question: str) -> str | None:
+        """Nothing: the policy is not told that turns run out."""
+        return None
 
     def final_answer(self, text: str) -> str | None:
         """The answer to score, from the contents of the answer block; None if they hold none."""
@@ -164,18 +155,22 @@ class TagProtocol:
 
     def in_order(self, names: Sequence[str], after_results: bool) -> bool:
         """Whether one turn's blocks, the last of which is its action, are the protocol's."""
-        return list(names[:-1]) == ["think"] and names[-1] in ("search", "answer")
+        return list(names[:-1]) == ["think"] and names[-1] in (*self.tools, "answer")
 
     def read(self, trajectory: Trajectory) -> Reading:
         """Read a trajectory by its generated segments."""
-        turns = trajectory.generated
-        actions = [self.parse(turn.text) for turn in turns]
-        observed = {segment.turn for segment in trajectory.segments if segment.kind == "observation"}
-        answered = [i for i, action in enumerate(actions) if isinstance(action, Search) and i in observed]
+        turns = trajectory.turns
+        texts = [turn.text for turn in turns]
+        told = {segment.turn + 1 for segment in trajectory.segments if segment.last_call}
+        actions = [self.parse(Turns(texts[: i + 1], last_call=i in told)) for i in range(len(texts))]
+        observations = [segment for segment in trajectory.segments if segment.kind == "observation"]
+        observed = {s.turn for s in observations if all(call.failure is None for call in s.calls)}
+        searches = {i: a.request for i, a in enumerate(actions) if isinstance(a, Call) and a.tool == "search"}
+        answered = [i for i in searches if i in observed]
         heads = [self.head(turn) for turn in turns]
         return Reading(
             answer=self.final_answer(actions[-1].text) if actions and isinstance(actions[-1], Answer) else None,
-            searches=tuple(action.query for i in answered if isinstance(action := actions[i], Search)),
+            searches=tuple(searches[i] for i in answered),
             thoughts=tuple(thought for head in heads for thought in contents(head, "think")),
             refinements=tuple(note for head in self.refining(heads, answered) for note in contents(head, "refine")),
             format_valid=self.format_valid(turns, actions),
@@ -186,23 +181,26 @@ class TagProtocol:
         return heads[answered[0] + 1 :] if answered else ()
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
-        """Searches, then an answer, every turn in the protocol's order."""
+        """Calls, then an answer, every turn in the protocol's order."""
         if not actions or not isinstance(actions[-1], Answer):
             return False
-        if not all(isinstance(action, Search) for action in actions[:-1]):
+        if not all(isinstance(action, Call) for action in actions[:-1]):
             return False
         return all(self._turn_valid(turn, after_results=i > 0) for i, turn in enumerate(turns))
 
     def head(self, turn: Segment) -> str:
         """The turn's text up to the end of its action; all of it if there is none."""
-        closing = closing_action(turn.text, ("search", "answer"))
+        closing = self._closing(turn.text)
         return turn.text[: closing[2]] if closing else turn.text
+
+    def _closing(self, text: str) -> tuple[str, int, int] | None:
+        return closing_action(text, (*self.tools, "answer"))
 
     def _turn_valid(self, turn: Segment, *, after_results: bool) -> bool:
         head = self.head(turn)
         tail = turn.text[len(head) :]
         if turn.finish_reason == "stop":  # what follows shares the last token with the stop string, and is ignored
-            if closing_action(tail, ("search", "answer")) is not None:  # unless the stop string is not the first action
+            if self._closing(tail) is not None:  # unless the stop string is not the first action
                 return False
         elif not _END_OF_TURN.fullmatch(tail.strip()):
             return False

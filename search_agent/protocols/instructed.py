@@ -21,7 +21,8 @@ class InstructedProtocol(TagProtocol):
 
         Raises UserError if that file cannot be read, or has no place for the question.
         """
-        self.stop: tuple[str, ...] = ("</search>", "</answer>") if stop_at_answer else ("</search>",)
+        actions = (*self.tools, "answer") if stop_at_answer else self.tools
+        self.stop: tuple[str, ...] = tuple(f"</{tag}>" for tag in actions)
         self._template = read_prompt(prompt_file, needs_question=True) if prompt_file else instruction
 
     def prompt(self, question: str) -> str:
@@ -33,5 +34,5 @@ class InstructedProtocol(TagProtocol):
         return [f"\n\n<{self.results}>", *numbered_passages(passages), f"</{self.results}>\n\n"]
 
     def observe_invalid(self, reason: str) -> str:
-        """Name the fault and the two actions there are."""
-        return try_again(reason)
+        """Name the fault and the actions there are."""
+        return try_again(reason, self.tools)

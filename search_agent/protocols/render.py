@@ -22,12 +22,13 @@ def count_word(count: int) -> str:
     return _WORDS[count] if count < len(_WORDS) else str(count)
 
 
-def try_again(reason: str) -> str:
-    """What the policy is told after an invalid action: the fault, and the two actions there are."""
-    return (
-        f"\nThat was not a valid action: {reason}. "
-        "To search, write <search> query </search>; to answer, write <answer> answer </answer>.\n"
-    )
+_CALLS = {"search": "To search, write <search> query </search>", "open": "to open, write <open> id </open>"}
+
+
+def try_again(reason: str, tools: Sequence[str] = ("search",)) -> str:
+    """What the policy is told after an invalid action: the fault, and the actions there are."""
+    calls = "; ".join(_CALLS[tool] for tool in tools)
+    return f"\nThat was not a valid action: {reason}. {calls}; to answer, write <answer> answer </answer>.\n"
 
 
 def numbered_passages(passages: Sequence[Passage]) -> list[str]:

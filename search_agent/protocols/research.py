@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.protocols.base import Action, Answer, Invalid, Passage, Search, TagProtocol, parse_action
+from search_agent.protocols.actions import Action, Answer, Call, Invalid, Turns
+from search_agent.protocols.base import Passage, TagProtocol, parse_action
 from search_agent.protocols.boxed import last_boxed, plain
 from search_agent.protocols.render import read_prompt
 from verl.trajectory import Segment
@@ -69,8 +70,9 @@ class ReSearch(TagProtocol):
         """The fault, in the place of a result."""
         return f" <result>\nnothing was searched: {reason}\n</result>"
 
-    def parse(self, text: str) -> Action:
+    def parse(self, turns: Turns) -> Action:
         """The action that closes first, but for an answer without a box that a search or a boxed answer follows."""
+        text = turns.newest
         if self.config.compat == "upstream":
             return _published_action(text)
         first, rest = parse_action(text), text
@@ -89,7 +91,7 @@ class ReSearch(TagProtocol):
         """``think`` first, optional after results."""
         opening = list(names[:-1])
         allowed = ([], ["think"]) if after_results else (["think"],)
-        return opening in allowed and names[-1] in ("search", "answer")
+        return opening in allowed and names[-1] in (*self.tools, "answer")
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
         """The order of the blocks, and a box in the answer."""
@@ -112,7 +114,7 @@ def _published_action(text: str) -> Action:
         return parse_action(text)
     begin = text.rfind("<search>", 0, end)
     query = text[begin + len("<search>") : end].strip() if begin >= 0 else ""
-    return Search(query) if query else Invalid("the query is empty")
+    return Call("search", query) if query else Invalid("the query is empty")
 
 
 def _counts_valid(turns: Sequence[str]) -> bool:

@@ -27,17 +27,23 @@ class Config:
     stop_at_answer: bool = True
     """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
     the answer and trains it, for chat models that will be served."""
+    open_passages: bool = False
+    """True adds ``<open> id </open>``, which shows a passage whole: for searches that show excerpts with ids. It needs
+    ``environment.tools.open`` and ``environment.tools.search.excerpt_words``. Not in the paper."""
 
 
 class SearchR1(InstructedProtocol):
     """Implements ``SearchProtocol``."""
 
     name = "search_r1"
-    blocks = ("think", "search", "answer")
+    blocks: tuple[str, ...] = ("think", "search", "answer")
     results = "information"
 
     def __init__(self, config: Config) -> None:
         instruction = _SHORT if config.instruction == "short" else _PUBLISHED
+        if config.open_passages:
+            self.tools, self.blocks = ("search", "open"), ("think", "search", "open", "answer")
+            instruction = f"{_OPEN}{instruction}"
         super().__init__(instruction, prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
 
 
@@ -46,6 +52,7 @@ def build(config: Config) -> SearchR1:
     return SearchR1(config)
 
 
+_OPEN = "A search shows how passages begin; write <open> id </open> to read one whole, with its id.\n"
 _SHORT = "Search, then answer. Question: {question}\n"
 _PUBLISHED = """\
 Answer the question below. Each time you learn something, first reason about it between <think> and </think>. If you \

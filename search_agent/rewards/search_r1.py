@@ -67,4 +67,5 @@ def build(config: Config, protocol: SearchProtocol) -> RewardFunction:
 
 def _passages(trajectory: Trajectory) -> str:
     """What searches showed, with the tags around it set apart from its words."""
-    return re.sub(r"<[^<>]*>", " ", " ".join(segment.text for segment in trajectory.segments if segment.calls))
+    shown = (s for s in trajectory.segments if any(call.results for call in s.calls))
+    return re.sub(r"<[^<>]*>", " ", " ".join(segment.text for segment in shown))

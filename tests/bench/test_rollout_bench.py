@@ -40,7 +40,7 @@ class _Environment:
     def __init__(self, search: lockstep.BatchSearch, searches: int) -> None:
         self._search, self._left = search, searches
 
-    def start(self) -> Prompt:
+    async def start(self) -> Prompt:
         return Prompt([1], "p")
 
     def next_turn(self) -> Turn | None:

@@ -24,7 +24,7 @@ class TwoTurns:
 
     turns = 0
 
-    def start(self) -> Prompt:
+    async def start(self) -> Prompt:
         return Prompt([1], "ask ")
 
     def next_turn(self) -> Turn | None:

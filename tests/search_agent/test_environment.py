@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from search_agent.environment import Config, build
 from search_agent.protocols import autorefine, research, search_r1
+from search_agent.protocols.actions import Call, Turns
 from search_agent.retrieval.types import Document, SearchResult
 from search_agent.rewards.autorefine import Config as RewardConfig
 from search_agent.rewards.autorefine import build as build_reward
@@ -104,7 +105,7 @@ def play(
 async def test_a_prompt_that_the_data_set_brings_opens_the_episode_as_it_stands(tokenizer: Any) -> None:
     ready = "Say who wrote {question} </answer>\n"
     make = build(Config(), protocol=PROTOCOL, tokenizer=tokenizer, retriever=Shelf(), max_context_tokens=512)
-    prompt = make(Task("t", "who", ("mara",), prompt=ready)).start()
+    prompt = await make(Task("t", "who", ("mara",), prompt=ready)).start()
     assert prompt.text == ready
     assert tokenizer.decode(prompt.token_ids) == ready
 
@@ -130,7 +131,7 @@ def test_the_token_that_completes_the_stop_is_kept_whole_and_its_rest_ignored(to
     assert turn.text.endswith("</search>\n")
     assert turn.token_ids[-1] == merged
     assert trajectory.calls[0].request == "first book"
-    assert PROTOCOL.parse(turn.text).query == "first book"  # type: ignore[union-attr]
+    assert PROTOCOL.parse(Turns([turn.text])) == Call("search", "first book")
 
 
 def test_hostile_passages_neither_end_nor_search_nor_earn(tokenizer: Any) -> None:

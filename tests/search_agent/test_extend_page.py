@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from search_agent.config import RunConfig
-from search_agent.environment import build as build_environment
 from search_agent.retrieval.types import Document, SearchResult
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
@@ -63,9 +62,7 @@ class Script:
 )
 def test_the_page(config: RunConfig, tokenizer: Any, answer: str, reward: float, em: float) -> None:
     protocol = config.protocol.build()
-    make = build_environment(
-        config.environment, protocol=protocol, tokenizer=tokenizer, retriever=Shelf(), max_context_tokens=2000
-    )
+    make = config.environment.build(protocol=protocol, tokenizer=tokenizer, retriever=Shelf(), max_context_tokens=2000)
     task = Task("t", "who wrote it", ("mara",))
     script = Script(
         tokenizer, ["<think> t </think> <search> it </search>", f"<think> t </think> <answer> {answer} </answer>"]

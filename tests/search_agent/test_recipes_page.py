@@ -23,8 +23,8 @@ def test_the_recipe_composes_and_its_parts_are_built(recipe: str) -> None:
     assert config.name == recipe
     protocol = config.protocol.build()
     config.reward.build(protocol)
-    assert (protocol.system is None) or config.environment.framing != "plain"
-    limits = config.environment
+    assert (protocol.system is None) or config.environment.config.framing != "plain"
+    limits = config.environment.config
     turn = limits.max_tokens_per_turn
     one_search = limits.max_prompt_tokens + turn + limits.max_observation_tokens + turn
     context = config.rollout.engine.max_context_tokens

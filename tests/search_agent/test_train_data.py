@@ -34,7 +34,8 @@ def test_prompts_that_are_too_long_are_all_named_before_the_run(tmp_path: Path) 
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
     config = load_config([])
-    config = replace(config, environment=replace(config.environment, max_prompt_tokens=8))
+    environment = replace(config.environment, config=replace(config.environment.config, max_prompt_tokens=8))
+    config = replace(config, environment=environment)
 
     def tasks(*lengths: int) -> list[Task]:
         return [Task(f"t{n}", "q", ("a",), prompt=" ".join(["w"] * n)) for n in lengths]

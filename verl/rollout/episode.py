@@ -40,8 +40,8 @@ async def run_episode(
     """
     trajectory = Trajectory(task_id=task.id, sample=key.sample)
     try:
-        prompt = environment.start()
-        trajectory.append_prompt(prompt.token_ids, prompt.text)
+        prompt = await environment.start()
+        trajectory.append_prompt(prompt.token_ids, prompt.text, prompt.prefill)
         while (turn := environment.next_turn()) is not None:
             seed = key.turn_seed(trajectory.num_turns)
             generation = await engine.generate(trajectory.token_ids().tolist(), turn, sampling, seed)
@@ -54,7 +54,13 @@ async def run_episode(
             )
             observation = await environment.observe(generation)
             if observation is not None:
-                trajectory.append_observation(observation.token_ids, observation.text, observation.calls)
+                trajectory.append_observation(
+                    observation.token_ids,
+                    observation.text,
+                    observation.calls,
+                    prefill=observation.prefill,
+                    last_call=observation.last_call,
+                )
     except InfrastructureError as error:
         trajectory.outcome, trajectory.reason = "aborted", f"{type(error).__name__}: {error}"
         return trajectory

@@ -1,6 +1,6 @@
 """What a rollout is made of: an engine that generates, an environment that answers, a reward that scores.
 
-    environment.start() -> Prompt
+    await environment.start() -> Prompt
     while (turn := environment.next_turn()):
         generation  = await engine.generate(ids so far, turn, seed)
         observation = await environment.observe(generation)       # may search; other episodes go on meanwhile
@@ -25,6 +25,8 @@ class Prompt:
 
     token_ids: Sequence[int]
     text: str
+    prefill: str = ""
+    """The end of ``text`` that begins the policy's turn (``<think>``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,20 @@ class Observation:
     token_ids: Sequence[int]
     text: str
     calls: tuple[ToolCall, ...] = ()
+    prefill: str = ""
+    """The end of ``text`` that begins the policy's turn, as for a prompt."""
+    last_call: bool = False
+    """Whether it tells the policy that one turn is left."""
 
 
 class Environment(Protocol):
     """One episode's world. An instance serves one episode; it holds what is shared (tokenizer, client) by reference."""
 
-    def start(self) -> Prompt:
-        """The first segment. Called once, first. Raises UserError if it leaves no room in the context."""
+    async def start(self) -> Prompt:
+        """The first segment. Called once, first; other episodes go on meanwhile.
+
+        Raises UserError if it leaves no room in the context, InfrastructureError as ``observe`` does.
+        """
         ...
 
     def next_turn(self) -> Turn | None:

@@ -43,7 +43,7 @@ class Remembered:
 async def run_again(recorded: Trajectory, episode: Environment) -> Trajectory:
     """The live episode in which the policy samples what the recorded one generated."""
     live = Trajectory(recorded.task_id, recorded.sample)
-    prompt = episode.start()
+    prompt = await episode.start()
     live.append_prompt(prompt.token_ids, prompt.text)
     for segment in recorded.generated:
         assert episode.next_turn() is not None

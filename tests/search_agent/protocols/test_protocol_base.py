@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_agent.protocols.base import Answer, Invalid, Search, block_names, contents, parse_action
+from search_agent.protocols.actions import Answer, Call, Invalid
+from search_agent.protocols.base import block_names, contents, parse_action
 
 TAGS = ("think", "search", "answer")
 fragments = st.lists(
@@ -17,12 +18,12 @@ fragments = st.lists(
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        ("<think> t </think> <search> who wrote it </search>", Search("who wrote it")),
-        ("<search>q</search>\n\n<answer>late</answer>", Search("q")),
+        ("<think> t </think> <search> who wrote it </search>", Call("search", "who wrote it")),
+        ("<search>q</search>\n\n<answer>late</answer>", Call("search", "q")),
         ("<answer> a </answer> <search> q </search>", Answer("a")),
         ("<answer></answer>", Answer("")),
-        ("<search> first <search> second </search>", Search("second")),
-        ("<answer> I ask <search> q </search>", Search("q")),
+        ("<search> first <search> second </search>", Call("search", "second")),
+        ("<answer> I ask <search> q </search>", Call("search", "q")),
         ("<search>  </search>", Invalid("the query is empty")),
         ("q </search>", Invalid("</search> without <search>")),
         ("</answer> <answer> a </answer>", Invalid("</answer> without <answer>")),
@@ -42,7 +43,7 @@ def test_nothing_after_the_first_closing_action_tag_changes_the_action(before: l
 
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
-    assert isinstance(parse_action(text), Search | Answer | Invalid)
+    assert isinstance(parse_action(text), Call | Answer | Invalid)
     block_names(text, TAGS)
 
 

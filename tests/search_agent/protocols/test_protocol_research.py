@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_agent.protocols.base import Action, Answer, Invalid, Search
+from search_agent.protocols.actions import Action, Answer, Call, Invalid, Turns
 from search_agent.protocols.boxed import last_boxed, plain
 from search_agent.protocols.render import numbered_passages
 from search_agent.protocols.research import Config, build
@@ -75,17 +75,17 @@ def test_a_search_after_the_answer_is_not_a_valid_format() -> None:
 @pytest.mark.parametrize(
     ("text", "ours", "published"),
     [
-        ("use <answer> and </answer> <search>q</search>", Search("q"), Search("q")),
-        (RIGHT + " <search> more </search>", Answer(r"it is \[ \boxed{Paris} \]"), Search("more")),
+        ("use <answer> and </answer> <search>q</search>", Call("search", "q"), Call("search", "q")),
+        (RIGHT + " <search> more </search>", Answer(r"it is \[ \boxed{Paris} \]"), Call("search", "more")),
         (r"<answer> hm </answer> <answer> \boxed{a} </answer>", Answer(r"\boxed{a}"), Answer("hm")),
         ("<answer> hm </answer> </search>", Answer("hm"), Invalid("the query is empty")),
         ("<answer> hm </answer> <answer> ha </answer>", Answer("hm"), Answer("hm")),
-        ("<search> a <search> q </search>\n", Search("q"), Search("q")),
+        ("<search> a <search> q </search>\n", Call("search", "q"), Call("search", "q")),
     ],
 )
 def test_an_answer_without_a_box_gives_way_to_the_action_after_it(text: str, ours: Action, published: Action) -> None:
-    assert build(Config()).parse(text) == ours
-    assert build(Config(compat="upstream")).parse(text) == published
+    assert build(Config()).parse(Turns([text])) == ours
+    assert build(Config(compat="upstream")).parse(Turns([text])) == published
 
 
 def test_an_untitled_passage_shows_no_title() -> None:

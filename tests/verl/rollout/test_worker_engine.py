@@ -40,7 +40,7 @@ class Episode:
         self._gate = gate
         self._turns = 0
 
-    def start(self) -> Prompt:
+    async def start(self) -> Prompt:
         return Prompt([5, 6, 7], "prompt")
 
     def next_turn(self) -> Turn | None:
