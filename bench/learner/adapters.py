@@ -23,6 +23,7 @@ from verl.algorithms.config import LossConfig
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 from verl.sync.adapters import HeldBase
 from verl.sync.carrier import publish, release
 from verl.sync.receiver import load_file
@@ -61,7 +62,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory(dir=MEMORY) as shared:
         model = write_model(Path(name), *((4, 512) if quick else (12, 1024)))
         learner = Learner(model, LearnerConfig(lora=LoraConfig(rank=16)), seed=0)
-        learner.begin_phase(OptimizerConfig(), LossConfig(), 1)
+        learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), 1))
         base = publish(learner.named_base(torch.float32), 0, shared, "base")
 
         def whole(version: int) -> WeightUpdate:

@@ -27,6 +27,7 @@ from verl.algorithms.config import LossConfig
 from verl.learner.__main__ import join_group, timed_update
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 
 CAP, SEQUENCES_PER_RANK, STEPS = 4096, 48, 6
 # Dense bfloat16 peak of one GPU in TFLOP/s, by a part of its name (the makers' data sheets).
@@ -44,7 +45,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     dist.barrier()
     config = LearnerConfig(max_tokens_per_microbatch=CAP, compute_dtype="bfloat16" if on_gpu else "float32")
     learner = Learner(folder, config, seed=0)
-    learner.begin_phase(OptimizerConfig(), LossConfig(), STEPS)
+    learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), STEPS))
     rng = np.random.default_rng(0)
     count = SEQUENCES_PER_RANK * dist.get_world_size() if on_gpu else 4
     samples = [sample_of(length, rng) for length in lognormal_lengths(count, seed=0)]

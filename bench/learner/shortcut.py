@@ -20,6 +20,7 @@ from verl.algorithms.config import LossConfig
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 
 
 def measure(quick: bool) -> Iterator[Figure]:
@@ -29,7 +30,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     init_process(0, 1, "127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
         learner = Learner(write_model(Path(folder)), LearnerConfig(max_tokens_per_microbatch=8192), seed=0)
-    learner.begin_phase(OptimizerConfig(), LossConfig(), 100)
+    learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), 100))
     ratios = []
     for _ in range(3 if quick else 8):
         start = time.perf_counter()

@@ -30,6 +30,7 @@ from verl.cluster.guardian import start_guardian
 from verl.data.order import EpochOrder
 from verl.data.tasks import Task
 from verl.learner.config import OptimizerConfig
+from verl.learner.phase import Phase
 from verl.rollout.groups import Group, GroupRequest
 from verl.trainer.assign import assign
 from verl.trainer.summary import summarize
@@ -122,7 +123,7 @@ async def play(
         ) as live:
             assert live.learners is not None
             await live.pool.ready()
-            await live.learners.begin_phase(OptimizerConfig(), LossConfig(), 1)
+            await live.learners.begin_phase(Phase(OptimizerConfig(), LossConfig(), 1))
             await live.learners.save(folder / "start", hugging_face=False)
             order = EpochOrder(inputs.train, config.seed, "train", distinct=PROMPTS)
             for name in arms:
@@ -148,7 +149,9 @@ async def play_arm(
     assert live.sync is not None
     await live.learners.load(start)
     await live.learners.begin_phase(
-        replace(config.trainer.optimizer, learning_rate=arm.rate, schedule="constant"), arm.loss, steps * arm.updates
+        Phase(
+            replace(config.trainer.optimizer, learning_rate=arm.rate, schedule="constant"), arm.loss, steps, arm.updates
+        )
     )
     await live.sync.push(0)
     waiting: deque[list[Group]] = deque()

@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
+    from verl.algorithms.config import KlEstimator
     from verl.data.samples import TrainingSample
-    from verl.learner.config import LearnerConfig, OptimizerConfig
+    from verl.learner.config import LearnerConfig
+    from verl.learner.phase import Phase
     from verl.rollout.engine_config import EngineConfig
     from verl.rollout.worker import AgentFactory
     from verl.sync.gpu import Backend
@@ -57,12 +58,35 @@ class LearnerPlace:
     """Whether an engine uses the same GPU in turns."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _gives_back(method: Callable[P, R]) -> Callable[P, R]:
+    """A call after which an engine beside this rank has the memory that torch would keep for its next step."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            actor = args[0]
+            assert isinstance(actor, LearnerActor)
+            if actor._shares_gpu:
+                import torch
+
+                torch.cuda.empty_cache()
+
+    return call
+
+
 class LearnerActor:
     """One FSDP2 rank. Every method is called on all ranks with the same arguments; rank 0's answer is the one used."""
 
     def __init__(self, *, log: Path) -> None:
         log_to(log)
         self._listener: socket.socket | None = None
+        self._shares_gpu = False
         self._direct: Any = None
         self._has_base = False
         self._base: WeightUpdate | None = None
@@ -92,37 +116,26 @@ class LearnerActor:
         self._shares_gpu = place.shared and place.device == "cuda"
         return self._rank
 
-    def begin_phase(
-        self,
-        optimizer: OptimizerConfig,
-        loss: LossConfig,
-        total_steps: int,
-        advantage: AdvantageConfig | None = None,
-        **options: bool,
-    ) -> None:
+    @_gives_back
+    def begin_phase(self, phase: Phase) -> None:
         """See ``Learner.begin_phase``."""
         self._has_base = False  # an earlier phase may have moved it
-        self._learner.begin_phase(optimizer, loss, total_steps, advantage, **options)
+        self._learner.begin_phase(phase)
 
+    @_gives_back
     def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """See ``Learner.update``."""
-        try:
-            return self._learner.update(samples, temperature=temperature)
-        finally:
-            self._give_back()
+        return self._learner.update(samples, temperature=temperature)
 
-    def _give_back(self) -> None:
-        if self._shares_gpu:
-            import torch
-
-            torch.cuda.empty_cache()  # what torch keeps for its next step would lack the engine beside it
-
+    @_gives_back
     def reference_kl(
         self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
-    ) -> list[FloatArray]:
-        """See ``Learner.reference_kl``."""
-        return self._learner.reference_kl(samples, temperature, estimator)
+    ) -> list[FloatArray] | None:
+        """See ``Learner.reference_kl``; rank 0 answers for all."""
+        kl = self._learner.reference_kl(samples, temperature, estimator)
+        return kl if self._rank == 0 else None
 
+    @_gives_back
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
         """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them.
 
@@ -151,6 +164,7 @@ class LearnerActor:
             pass
         return None
 
+    @_gives_back
     def send(self, backend: Backend, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
         """Give these engines (paused; actors by the name of each process) the weights from GPU to GPU.
 
@@ -163,26 +177,30 @@ class LearnerActor:
         if self._direct is None:
             weights = partial(self._learner.named_weights, getattr(torch, dtype))
             self._direct = DirectTransfer(backend, weights, rank=self._rank, address=_address())
-        try:
-            checksum: int = self._direct.send(engines, ranks_per_engine)
-            return checksum
-        finally:
-            self._give_back()
+        checksum: int = self._direct.send(engines, ranks_per_engine)
+        return checksum
 
+    @_gives_back
     def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
         """The most likely next token of each prompt, its log-prob, and its lead over the second: for the canary."""
         from verl.learner.probe import next_tokens
 
         return next_tokens(self._learner, prompts)
 
-    def save(self, folder: str, *, hugging_face: bool, background: bool) -> str:
-        """Write ``learner/`` and, if asked, ``hf/`` into a folder; returns the hash of the weights.
+    @_gives_back
+    def save(self, folder: str, *, hugging_face: bool, background: bool, previous: str | None) -> None:
+        """Write ``learner/`` and, if asked, ``hf/`` into a folder; ``previous`` is the checkpoint before it.
 
         With ``background`` they are only copied now, and written while other calls are answered.
         """
-        self._learner.save_checkpoint(Path(folder) / "learner", background=background)
+        before = None if previous is None else Path(previous) / "learner"
+        self._learner.save_checkpoint(Path(folder) / "learner", background=background, previous=before)
         if hugging_face:
             self._learner.save_hf(Path(folder) / "hf", background=background)
+
+    @_gives_back
+    def weights_hash(self) -> str:
+        """See ``Learner.weights_hash``."""
         return self._learner.weights_hash()
 
     def saved(self, *, wait: bool) -> bool:
@@ -192,6 +210,7 @@ class LearnerActor:
         self._learner.wait_saved()
         return True
 
+    @_gives_back
     def load(self, folder: str) -> None:
         """Continue from what ``save`` wrote."""
         self._has_base = False

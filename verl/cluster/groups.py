@@ -13,9 +13,9 @@ from verl.cluster.ray_runtime import first_cause
 from verl.cluster.watchdog import Stall
 
 if TYPE_CHECKING:
-    from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
+    from verl.algorithms.config import KlEstimator
     from verl.data.samples import TrainingSample
-    from verl.learner.config import OptimizerConfig
+    from verl.learner.phase import Phase
     from verl.sync.canary import Probe
     from verl.sync.gpu import Backend
     from verl.sync.update import WeightUpdate
@@ -46,19 +46,9 @@ class LearnerGroup:
         calls = list(self._calls.values())[:1]  # calls wait for one another
         return [Stall("learner", now - began, f"the run waits for {what} on {ranks}") for what, began in calls]
 
-    async def begin_phase(
-        self,
-        optimizer: OptimizerConfig,
-        loss: LossConfig,
-        total_steps: int,
-        advantage: AdvantageConfig | None = None,
-        *,
-        keep_reference: bool = False,
-        all_weights: bool = False,
-    ) -> None:
+    async def begin_phase(self, phase: Phase) -> None:
         """A fresh optimizer and schedule for a new phase: see ``Learner.begin_phase``."""
-        options = {"keep_reference": keep_reference, "all_weights": all_weights}
-        await self._all("begin_phase", optimizer, loss, total_steps, advantage, **options)
+        await self._all("begin_phase", phase)
 
     async def update(self, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:
         """One batch: each rank takes its share. Returns the metrics of the global batch."""
@@ -86,9 +76,16 @@ class LearnerGroup:
         """The learner's side of the canary."""
         return await self._all("probe", prompts)
 
-    async def save(self, folder: Path, *, hugging_face: bool, background: bool = False) -> str:
-        """Write a checkpoint, or with ``background`` begin to (see ``saved``); returns the hash of the weights."""
-        return await self._all("save", str(folder), hugging_face=hugging_face, background=background)
+    async def save(
+        self, folder: Path, *, hugging_face: bool, background: bool = False, previous: Path | None = None
+    ) -> None:
+        """Write a checkpoint, or with ``background`` begin to (see ``saved``); ``previous`` is the one before it."""
+        before = None if previous is None else str(previous)
+        await self._all("save", str(folder), hugging_face=hugging_face, background=background, previous=before)
+
+    async def weights_hash(self) -> str:
+        """Hash of the weights as they are now: every byte is read."""
+        return await self._all("weights_hash")
 
     async def saved(self, *, wait: bool) -> bool:
         """Whether everything that was saved is written; ``wait`` until it is. Raises what kept it from being."""

@@ -27,6 +27,7 @@ from verl.errors import UserError
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 from verl.trajectory import Trajectory
 
 
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.load:
         learner.load_checkpoint(options.load)
     else:
-        learner.begin_phase(settings.optimizer, settings.loss, options.steps)
+        updates = settings.learner.updates_per_batch
+        learner.begin_phase(Phase(settings.optimizer, settings.loss, options.steps, updates))
     for _ in range(options.steps):
         metrics = timed_update(learner, samples, settings.temperature)
         if dist.get_rank() == 0:

@@ -66,26 +66,40 @@ def written_whole(folder: Path, group: Group = None) -> Iterator[Path]:
     dist.barrier(group)
 
 
-def snapshot(
-    weights: Mapping[str, DTensor],
-    frozen: Mapping[str, DTensor],
-    optimizer: torch.optim.Optimizer,
-    progress: Mapping[str, Any],
-) -> Snapshot:
-    """Trained weights with their moments, frozen weights, random state and ``progress``, as they are: no copy."""
-    tensors = _state(weights, frozen, optimizer)
+def snapshot(weights: Mapping[str, DTensor], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> Snapshot:
+    """Trained weights with their moments, random state and ``progress``, as they are: no copy."""
+    tensors = _state(weights, optimizer)
     tensors["rng"] = torch.get_rng_state()
     taken = [int(state["step"]) for state in optimizer.state.values()]
     return Snapshot(tensors, {**progress, "adam_steps": taken[0] if taken else 0})
 
 
-def write(folder: Path, parts: Mapping[str, Snapshot], group: Group = None) -> None:
-    """Write each part to a folder of its name in ``folder``, which appears when whole. Collective."""
+def write(folder: Path, parts: Mapping[str, Snapshot], links: Mapping[str, Path], group: Group = None) -> None:
+    """Write each part to a folder of its name in ``folder``, which appears when whole. Collective.
+
+    ``links``: parts that lie elsewhere already, whole, and will not change: the same files get a second name.
+    """
     with written_whole(folder, group) as whole:
         for name, part in parts.items():
             save_distributed(dict(part.tensors), checkpoint_id=whole / name, process_group=group)
             if dist.get_rank() == 0:
                 (whole / name / _PROGRESS).write_text(json.dumps(part.progress, indent=1))
+        if dist.get_rank() == 0:
+            for name, source in links.items():
+                shutil.copytree(source, whole / name, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def same_phase(folder: Path, progress: Mapping[str, Any]) -> bool:
+    """Whether a part of a checkpoint is there and was written in the phase that ``progress`` speaks of."""
+    path = folder / _PROGRESS
+    return path.is_file() and json.loads(path.read_text()) == json.loads(json.dumps(progress))
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -97,24 +111,22 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return record
 
 
-def load(
-    folder: Path, weights: Mapping[str, DTensor], frozen: Mapping[str, DTensor], optimizer: torch.optim.Optimizer
-) -> None:
-    """Fill both kinds of weights, the optimizer's state and the random state in place. Collective."""
-    adam_steps = read_progress(folder)["adam_steps"]
+def load(folder: Path, weights: Mapping[str, DTensor], optimizer: torch.optim.Optimizer, adam_steps: int) -> None:
+    """Fill weights, the state of a fresh optimizer after ``adam_steps``, and the random state in place. Collective."""
     if adam_steps:
         _fill_state(weights, optimizer, adam_steps)
-    state = _state(weights, frozen, optimizer)
-    state["rng"] = torch.get_rng_state()
-    load_distributed(state, checkpoint_id=folder)
+    state = {**_state(weights, optimizer), "rng": torch.get_rng_state()}
+    load_tensors(folder, state)
     torch.set_rng_state(state["rng"])
 
 
-def _state(
-    weights: Mapping[str, DTensor], frozen: Mapping[str, DTensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors in place with what was saved by their names, on any number of ranks. Collective."""
+    load_distributed(tensors, checkpoint_id=folder)
+
+
+def _state(weights: Mapping[str, DTensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {f"weight.{name}": parameter.detach() for name, parameter in weights.items()}
-    state.update({f"frozen.{name}": parameter.detach() for name, parameter in frozen.items()})
     for name, parameter in weights.items():
         moments = optimizer.state.get(parameter, {})
         state.update({f"{moment}.{name}": moments[moment] for moment in MOMENTS if moment in moments})

@@ -21,15 +21,16 @@ from verl.algorithms.tokens import Totals
 from verl.algorithms.value_loss import explained_variance, value_objective
 from verl.data.batch import PackedBatch
 from verl.data.samples import TrainingSample
-from verl.learner.adapter import saved_name
 from verl.learner.checkpoint import Snapshot
 from verl.learner.config import CriticConfig, LearnerConfig
 from verl.learner.distributed import Layout
-from verl.learner.engine import Engine
+from verl.learner.engine import Engine, parts_of
+from verl.learner.export import copy_policy
 from verl.learner.flops import FlopsModel
 from verl.learner.loading import load_value_model
 from verl.learner.metrics import combine_steps
 from verl.learner.model import PolicyModel
+from verl.learner.phase import Phase
 from verl.trajectory import FloatArray
 
 
@@ -40,19 +41,16 @@ class Critic:
         self._config: CriticConfig = config.critic
         self._model = load_value_model(model_path, config, layout)
         self._engine = Engine(self._model.weights, FlopsModel.of(self._model.lm), config, layout, rejected_folder)
-        self._updates_per_batch = config.updates_per_batch
+        self._updates_per_batch = 1
 
-    def take_decoder(self, policy: PolicyModel) -> None:
-        """Start from the policy as it is now: after a warm-up it reads better than the model that was loaded."""
-        source = {saved_name(name): weight for name, weight in policy.weights.items()}
-        with torch.no_grad():
-            for name, weight in self._model.weights.items():
-                if name != "lm_head.weight" and name in source:
-                    weight.to_local().copy_(source[name].to_local())
+    def begin_phase(self, policy: PolicyModel, phase: Phase) -> None:
+        """Start with a fresh optimizer from the decoder of the policy as it is: after a warm-up it reads better."""
+        copy_policy(policy, {name: w for name, w in self._model.weights.items() if name != "lm_head.weight"})
+        self._start(phase)
 
-    def begin_phase(self, total_steps: int) -> None:
-        """Start with a fresh optimizer; ``total_steps`` is the policy's."""
-        self._engine.begin_phase(self._config.optimizer, total_steps)
+    def _start(self, phase: Phase) -> None:
+        self._updates_per_batch = phase.updates_per_batch
+        self._engine.begin_phase(self._config.optimizer, phase.optimizer_steps)
 
     def advantages(
         self, samples: Sequence[TrainingSample], config: AdvantageConfig
@@ -73,7 +71,7 @@ class Critic:
     def update(self, samples: Sequence[TrainingSample], columns: dict[str, list[FloatArray]]) -> dict[str, float]:
         """Move values towards returns, in as many steps as the policy takes. Metrics begin with ``critic_``."""
         steps = []
-        for rows in np.array_split(np.arange(len(samples)), min(self._updates_per_batch, len(samples))):
+        for rows in parts_of(len(samples), self._updates_per_batch):
             chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
             steps.append(self._take_step([samples[i] for i in rows], chosen))
         return {f"critic_{name}": value for name, value in combine_steps(steps).items()}
@@ -91,11 +89,12 @@ class Critic:
 
     def snapshot(self) -> Snapshot:
         """Weights, optimizer and schedule, to be saved."""
-        return self._engine.snapshot({}, {})
+        return self._engine.snapshot({})
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, phase: Phase) -> None:
         """Continue where ``snapshot`` was called. Collective."""
-        self._engine.load(folder, {})
+        self._start(phase)
+        self._engine.load(folder)
 
 
 def _columns(values: Tensor, masks: Sequence[npt.NDArray[np.bool_]]) -> list[FloatArray]:

@@ -8,7 +8,6 @@ micro-batch is the caller's business; its losses and metrics must be shares of g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from verl.config.build import build
 from verl.data.batch import PackedBatch, pack_samples
 from verl.data.packing import MicroBatch, pack
 from verl.data.samples import TrainingSample
@@ -64,6 +62,11 @@ class Engine:
         self._layout = layout
         self._guard = FiniteGuard(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
         self._step = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that fits a micro-batch."""
+        return self._config.max_tokens_per_microbatch * self._config.sequence_ranks
 
     def train_only(self, weights: Mapping[str, DTensor]) -> None:
         """From the next phase on these are trained and saved; the others of the module stay as they are."""
@@ -130,29 +133,22 @@ class Engine:
     def _share(self, samples: Sequence[TrainingSample]) -> tuple[MicroBatch, ...]:
         """This rank's micro-batches, as indices of samples."""
         lengths, costs = [len(sample) for sample in samples], [self._flops.cost(sample) for sample in samples]
-        layout, cap = self._layout, self._config.max_tokens_per_microbatch * self._config.sequence_ranks
-        return pack(lengths, cap, layout.data_ranks, costs)[layout.data_rank]
+        return pack(lengths, self.longest, self._layout.data_ranks, costs)[self._layout.data_rank]
 
     # -- checkpoints --
 
-    def snapshot(self, phase: Mapping[str, Any], frozen: Mapping[str, DTensor]) -> checkpoint.Snapshot:
-        """Trained weights, optimizer, schedule, random state and ``frozen``, to be saved; ``phase`` is JSON-ready."""
-        progress = {
-            "step": self._step,
-            "total_steps": self._total_steps,
-            "skipped_steps": self._guard.skipped,
-            "optimizer": asdict(self._optimizer_config),
-            **phase,
-        }
-        return checkpoint.snapshot(self.weights, frozen, self._optimizer, progress)
+    def snapshot(self, progress: Mapping[str, Any]) -> checkpoint.Snapshot:
+        """Trained weights, optimizer, schedule and random state, to be saved; ``progress`` is JSON-ready."""
+        counts = {"step": self._step, "skipped_steps": self._guard.skipped}
+        return checkpoint.snapshot(self.weights, self._optimizer, {**counts, **progress})
 
-    def read(self, folder: Path) -> dict[str, Any]:
-        """The ``phase`` that was saved there, and the engine's own progress."""
-        return checkpoint.read_progress(folder)
-
-    def load(self, folder: Path, frozen: Mapping[str, DTensor]) -> None:
-        """Continue where ``snapshot`` was called, on any number of ranks; ``frozen`` weights are filled in place."""
-        progress = self.read(folder)
-        self.begin_phase(build(OptimizerConfig, progress["optimizer"]), progress["total_steps"])
+    def load(self, folder: Path) -> None:
+        """Continue where ``snapshot`` was called, on any number of ranks, in a phase that has just begun."""
+        progress = checkpoint.read_progress(folder)
         self._step, self._guard.skipped = progress["step"], progress["skipped_steps"]
-        checkpoint.load(folder, self.weights, frozen, self._optimizer)
+        checkpoint.load(folder, self.weights, self._optimizer, progress["adam_steps"])
+
+
+def parts_of(count: int, parts: int) -> list[list[int]]:
+    """The rows 0 to ``count - 1`` in so many runs of nearly the same length, none of them empty."""
+    return [rows.tolist() for rows in np.array_split(np.arange(count), min(parts, count))]

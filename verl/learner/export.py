@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from verl.learner.adapter import adapter_layers, merged, saved_name, whole_tensor
 from verl.learner.checkpoint import written_whole
+from verl.learner.loading import fill
 from verl.learner.model import PolicyModel
 
 _TOKENIZER_FILES = (
@@ -48,13 +49,27 @@ def gathered(model: PolicyModel, dtype: torch.dtype, *, merge: bool = True) -> I
         yield saved, whole if layer is None else merged(layer, whole).detach().to(dtype)
 
 
+@torch.no_grad()
+def copy_policy(policy: PolicyModel, target: Mapping[str, DTensor]) -> None:
+    """Make the weights of another model, by the same names, those of the policy as it is now, adapters and all.
+
+    What the other has besides (a critic's head) stays. The one way to start a model from the policy. Collective.
+    """
+    for name, whole in gathered(policy, next(iter(policy.weights.values())).dtype):
+        if name in target and target[name].shape == whole.shape:
+            fill(target[name], whole)
+
+
 def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Hex digest of names, shapes and bytes, in order."""
+    """Hex digest of names, shapes and bytes, in order; on rank 0, the others take part in the gathers. Collective."""
     digest = hashlib.blake2b(digest_size=16)
+    first = dist.get_rank() == 0
     for name, tensor in named:
+        if not first:
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest() if first else ""
 
 
 def collected(named: Iterable[tuple[str, Tensor]], *, copy: bool) -> dict[str, Tensor]:

@@ -2,48 +2,45 @@
 
 Every rank calls every method with the same arguments, and takes its own share. Losses, gradients and metrics are sums
 of shares of the global batch, so they depend neither on the number of ranks nor on how samples are packed. What to
-train on, when to stop and where to save is the caller's business.
+train on, when to stop and where to save is the caller's business. What it is doing is one value, ``phase``; how a batch
+becomes steps is ``training``, what is compared with is ``scoring`` and ``reference``, what leaves is ``export``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from verl.algorithms.config import AdvantageConfig, KlEstimator, LossConfig
-from verl.algorithms.kl import kl_estimate
+from verl.algorithms.config import KlEstimator
 from verl.algorithms.metrics import summarize
-from verl.algorithms.objective import policy_objective
-from verl.algorithms.sequence_losses import kto_kl_point
-from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
-from verl.config.build import build
-from verl.data.batch import PackedBatch
+from verl.config.build import build, to_dict
 from verl.data.samples import TrainingSample
 from verl.learner import checkpoint, export
 from verl.learner.adapter import adapters, saved_name
 from verl.learner.background import BackgroundWriter
-from verl.learner.config import LearnerConfig, OptimizerConfig
+from verl.learner.config import LearnerConfig
 from verl.learner.critic import Critic
 from verl.learner.distributed import make_layout
-from verl.learner.engine import Columns, Engine
+from verl.learner.engine import Engine
 from verl.learner.flops import FlopsModel
 from verl.learner.loading import load_policy
-from verl.learner.metrics import combine_steps, logprob_gap
+from verl.learner.phase import Phase, Weights
 from verl.learner.reference import Reference
+from verl.learner.scoring import Scorer
+from verl.learner.training import PolicyTraining
 from verl.trajectory import FloatArray
 
-_POLICY, _CRITIC = "policy", "critic"
+_POLICY, _CRITIC, _STILL = "policy", "critic", "still"
 
 
 class Learner:
-    """Holds the sharded policy and the optimizer of the current phase. Needs ``init_process`` to have been called."""
+    """Holds the sharded policy and what its phase needs. Needs ``init_process`` to have been called."""
 
     def __init__(
         self, model_path: str | Path, config: LearnerConfig, *, seed: int, rejected_folder: Path | None = None
@@ -57,148 +54,90 @@ class Learner:
         self._flops = FlopsModel.of(self.model.lm)
         self._engine = Engine(self.model.weights, self._flops, config, layout, rejected_folder)
         self._reference = Reference(self.model, self._model_path, config, layout)
-        self._loss: LossConfig | None = None
-        self._advantage: AdvantageConfig | None = None
-        self._has_reference = self._all_weights = self._base_moved = False
-        self._base = {name: weight for name, weight in self.model.weights.items() if saved_name(name)}
-        self._adapters = {name: weight for name, weight in self.model.weights.items() if not saved_name(name)}
-        self._writer = BackgroundWriter()
+        self._scorer = Scorer(self.model, self._reference, self._engine)
+        self._training = PolicyTraining(self.model, self._engine, self._scorer)
         self._make_critic = partial(Critic, self._model_path, config, layout, rejected_folder)
         self._critic: Critic | None = None
+        self._writer = BackgroundWriter()
+        self._phase: Phase | None = None
 
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
         return self._engine.device
 
-    # -- training --
+    @property
+    def phase(self) -> Phase:
+        """What it is doing. Raises ValueError before the first phase."""
+        if self._phase is None:
+            raise ValueError("begin_phase comes before training and checkpoints")
+        return self._phase
 
-    def begin_phase(
-        self,
-        optimizer: OptimizerConfig,
-        loss: LossConfig,
-        total_steps: int,
-        advantage: AdvantageConfig | None = None,
-        *,
-        keep_reference: bool = False,
-        all_weights: bool = False,
-    ) -> None:
-        """Start a phase of ``total_steps`` optimizer steps with a fresh optimizer; the weights stay as they are.
+    # -- phases --
 
-        Where the loss needs a reference model, or with ``keep_reference``, that is the policy as it is now. An
-        ``advantage`` that needs a critic gets one, and ``update`` then takes rewards: the samples' ``advantages`` are
-        the rewards of their tokens. With LoRA, ``all_weights`` trains the model under the adapters instead of them.
-        """
-        self._set_phase(loss, advantage, keep_reference or loss.needs_reference, all_weights)
-        self._engine.begin_phase(optimizer, total_steps)
+    def begin_phase(self, phase: Phase) -> None:
+        """Start ``phase`` with a fresh optimizer; the weights stay as they are, and are its reference. Collective."""
+        moved = () if self._phase is None else self._phase.moved_after
+        phase = self._enter(replace(phase, lora=self.config.lora is not None, moved=moved))
+        self._reference.take(phase)
+        self._engine.begin_phase(phase.optimizer, phase.optimizer_steps)
         if self._critic is not None:
-            self._critic.take_decoder(self.model)
-            self._critic.begin_phase(total_steps)
+            self._critic.begin_phase(self.model, phase)
 
-    def _set_phase(
-        self, loss: LossConfig, advantage: AdvantageConfig | None, has_reference: bool, all_weights: bool
-    ) -> None:
-        self._loss, self._advantage = loss, advantage
-        self._has_reference, self._all_weights = has_reference, all_weights
-        if self.config.lora is not None:
-            self._base_moved |= all_weights
-            self._engine.train_only(self._base if all_weights else self._adapters)
-        if has_reference:
-            self._reference.take()
-        else:
-            self._reference.drop()
-        needs_critic = advantage is not None and advantage.needs_critic
-        self._critic = self._make_critic() if needs_critic else None
+    def _enter(self, phase: Phase) -> Phase:
+        self._phase = phase
+        self._scorer.forget()
+        self._engine.train_only(self._part(phase.trained))
+        self._critic = self._make_critic() if phase.has_critic else None
+        return phase
+
+    def _part(self, part: Weights) -> dict[str, DTensor]:
+        """The policy's weights of that part."""
+        weights = self.model.weights.items()
+        return {
+            name: weight
+            for name, weight in weights
+            if part == "all" or (saved_name(name) is None) == (part == "adapters")
+        }
+
+    # -- training and scoring --
 
     def update(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> dict[str, float]:
-        """Train on a batch: ``updates_per_batch`` optimizer steps. Returns metrics of the global batch.
+        """Train on a batch, in as many optimizer steps as the phase says. Returns metrics of the global batch.
 
         ``temperature`` is the one that was sampled with. ``logprob_diff_max`` and ``_mean`` compare the log-probs of
         rollout and trainer before the first step, where the samples carry any. Raises ValueError for a batch without
         policy tokens, UserError for a sample above the token cap, NonFiniteError past the bound of skipped steps.
         """
-        loss = self._current_loss()
+        phase = self.phase
         samples = [sample for sample in samples if sample.num_policy_tokens]
         if not samples:
             raise ValueError("no sample has a policy token: nothing to train on")
-        count = min(self.config.updates_per_batch, len(samples))
         extra: dict[str, float] = {}
-        if self._critic is not None and self._advantage is not None:
-            samples, targets, explained = self._critic.advantages(samples, self._advantage)
+        if self._critic is not None and phase.advantage is not None:
+            samples, targets, explained = self._critic.advantages(samples, phase.advantage)
             extra = {**self._critic.update(samples, targets), "critic_explained_variance": explained}
-        columns = {"old": self.logprobs(samples, temperature)} if count > 1 or loss.name == "kto" else {}
-        if loss.needs_reference:
-            columns["reference"] = self.logprobs(samples, temperature, reference=True)
-        recorded = any(sample.rollout_logprobs.any() for sample in samples)
-        steps = []
-        for rows in np.array_split(np.arange(len(samples)), count):
-            chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
-            steps.append(self._take_step([samples[i] for i in rows], chosen, temperature, recorded))
-        return {**summarize(combine_steps(steps)), **extra}
+        return {**summarize(self._training.update(samples, phase, temperature)), **extra}
 
     def logprobs(
         self, samples: Sequence[TrainingSample], temperature: float = 1.0, *, reference: bool = False
     ) -> list[FloatArray]:
         """Log-prob of each policy token under the current weights, ``[tokens]`` a sample, 0 where the mask is False.
 
-        ``reference``: under the reference model of the phase instead.
+        ``reference``: under the reference model of the phase instead; ValueError where it has none. Samples may be
+        spliced (``verl.data.splice``): then these are the log-probs of a given continuation.
         """
-        with self._reference.active(reference) as model:
-            return self._engine.evaluate(model, samples, lambda batch: model(batch, temperature, False)[0])
+        return self._scorer.logprobs(samples, temperature, reference=reference)
 
     def reference_kl(
         self, samples: Sequence[TrainingSample], temperature: float, estimator: KlEstimator
     ) -> list[FloatArray]:
         """KL(policy || reference) of each policy token by ``estimator``: ``[tokens]`` a sample, 0 off the mask."""
-        policy, reference = (self.logprobs(samples, temperature, reference=flag) for flag in (False, True))
-        pairs = zip(policy, reference, strict=True)
-        return [kl_estimate(torch.as_tensor(p), torch.as_tensor(r), estimator).numpy() for p, r in pairs]
+        return self._scorer.kl(samples, temperature, estimator)
 
     def training_flops(self, samples: Sequence[TrainingSample]) -> float:
         """Formula FLOPs of forward and backward of ``samples`` on all ranks together, recomputation not counted."""
         return sum(map(self._flops.cost, samples))
-
-    def _take_step(
-        self, samples: Sequence[TrainingSample], columns: Columns, temperature: float, recorded: bool
-    ) -> dict[str, float]:
-        """One optimizer step on ``samples``, a whole global (mini-)batch.
-
-        ``recorded``: whether the samples of the batch carry the rollout's log-probs.
-        """
-        loss = self._current_loss()
-        totals = Totals.count([sample.num_policy_tokens for sample in samples])
-        if loss.name == "kto":
-            totals = replace(totals, kl_point=_kl_point(samples, columns))
-
-        def objective(batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            tokens = self._policy_tokens(batch, loss, temperature, recorded)
-            share = policy_objective(tokens, totals, loss)
-            if tokens.rollout_logprobs is None:
-                return share
-            gap = logprob_gap(tokens.old_logprobs, tokens.rollout_logprobs, totals.policy_tokens)
-            return share.loss, {**share.metrics, **gap}
-
-        metrics = self._engine.step(samples, columns, objective)
-        return {**metrics, "num_policy_tokens": float(totals.policy_tokens)}
-
-    def _policy_tokens(self, batch: PackedBatch, loss: LossConfig, temperature: float, recorded: bool) -> PolicyTokens:
-        logprobs, entropy = self.model(batch, temperature, loss.entropy_coefficient > 0)
-        columns = {name: column.to(logprobs.dtype) for name, column in batch.columns.items()}
-        return PolicyTokens(
-            logprobs=logprobs,
-            old_logprobs=columns.get("old", logprobs.detach()),
-            advantages=batch.advantages.to(logprobs.dtype),
-            sequence=batch.sequence,
-            rollout_logprobs=batch.rollout_logprobs.to(logprobs.dtype) if recorded else None,
-            reference_logprobs=columns.get("reference"),
-            entropy=entropy,
-            span=policy_spans(batch.policy_mask, batch.sequence_index) if loss.guard.coefficient > 0 else None,
-        )
-
-    def _current_loss(self) -> LossConfig:
-        if self._loss is None:
-            raise ValueError("begin_phase comes before training and checkpoints")
-        return self._loss
 
     # -- weights --
 
@@ -214,7 +153,7 @@ class Learner:
     def sends_adapters(self) -> bool:
         """Whether engines are to have ``named_base`` once and ``named_adapters`` after each step, in this phase."""
         lora = self.config.lora
-        return lora is not None and lora.sync == "adapter" and not self._all_weights
+        return lora is not None and lora.sync == "adapter" and self.phase.trained == "adapters"
 
     @property
     def adapter_scale(self) -> float:
@@ -230,44 +169,45 @@ class Learner:
         return adapters(self.model.lm)
 
     def weights_hash(self) -> str:
-        """Hex digest of all weights in full precision. Collective; the same on every rank."""
+        """Hex digest of all weights in full precision, on rank 0. Collective; reads every byte of the model."""
         return export.hash_weights(self.named_weights(getattr(torch, self.config.parameter_dtype)))
 
-    def save_hf(self, folder: str | Path, dtype: torch.dtype = torch.float32, *, background: bool = False) -> None:
+    def save_hf(self, folder: str | Path, dtype: torch.dtype | None = None, *, background: bool = False) -> None:
         """Export as a Hugging Face folder with the tokenizer of the model that was loaded. Collective.
 
-        ``background`` is that of ``save_checkpoint``; rank 0 then holds a copy of the whole model until it is written.
+        In the precision that is computed in unless told. ``background`` is that of ``save_checkpoint``; rank 0 then
+        holds a copy of the whole model until it is written.
         """
+        dtype = dtype or getattr(torch, self.config.compute_dtype)
         state = export.collected(self.named_weights(dtype), copy=background)
-        if background:
-            self._writer.submit(lambda group: export.write_hf(Path(folder), self._model_path, state, dtype, group))
-        else:
-            export.write_hf(Path(folder), self._model_path, state, dtype)
+        job = partial(export.write_hf, Path(folder), self._model_path, state, dtype)
+        self._writer.run(job, background=background)
 
     # -- checkpoints --
 
-    def save_checkpoint(self, folder: str | Path, *, background: bool = False) -> None:
+    def save_checkpoint(
+        self, folder: str | Path, *, background: bool = False, previous: str | Path | None = None
+    ) -> None:
         """Write weights, optimizer, schedule, random state, phase; ``folder`` appears when whole. Collective.
 
         With ``background`` only a copy to host memory is made now; ``wait_saved`` says when it is written. What an
-        earlier save left to write is waited for first, so that no more than one copy exists.
+        earlier save left to write is waited for first, so that no more than one copy exists. What rests in this phase
+        (reference, weights under adapters) is linked to where it lies in ``previous``, a checkpoint of the same phase.
         """
         self.wait_saved()
-        phase = {
-            "loss": asdict(self._current_loss()),
-            "advantage": None if self._advantage is None else asdict(self._advantage),
-            "has_reference": self._has_reference,
-            "all_weights": self._all_weights,
-            "base_moved": self._base_moved,
-        }
-        parts = {_POLICY: self._engine.snapshot(phase, self._frozen())}
+        progress = {"phase": to_dict(self.phase)}
+        parts = {_POLICY: self._engine.snapshot(progress)}
         if self._critic is not None:
             parts[_CRITIC] = self._critic.snapshot()
-        if not background:
-            checkpoint.write(Path(folder), parts)
-            return
-        copies = {name: part.on_host() for name, part in parts.items()}
-        self._writer.submit(lambda group: checkpoint.write(Path(folder), copies, group))
+        links: dict[str, Path] = {}
+        if still := self._still():
+            if previous is not None and checkpoint.same_phase(Path(previous) / _STILL, progress):
+                links[_STILL] = Path(previous) / _STILL
+            else:
+                parts[_STILL] = checkpoint.Snapshot(still, progress)
+        if background:
+            parts = {name: part.on_host() for name, part in parts.items()}
+        self._writer.run(partial(checkpoint.write, Path(folder), parts, links), background=background)
 
     @property
     def saving(self) -> bool:
@@ -281,27 +221,20 @@ class Learner:
     def load_checkpoint(self, folder: str | Path) -> None:
         """Continue exactly where ``save_checkpoint`` was called, on any number of ranks. Collective."""
         folder = Path(folder)
-        phase = self._engine.read(folder / _POLICY)
-        advantage = None if phase["advantage"] is None else build(AdvantageConfig, phase["advantage"])
-        self._base_moved = phase["base_moved"]
-        self._set_phase(build(LossConfig, phase["loss"]), advantage, phase["has_reference"], phase["all_weights"])
-        self._engine.load(folder / _POLICY, self._frozen())
+        phase = self._enter(build(Phase, checkpoint.read_progress(folder / _POLICY)["phase"]))
+        self._reference.prepare(phase)
+        self._engine.begin_phase(phase.optimizer, phase.optimizer_steps)
+        self._engine.load(folder / _POLICY)
         if self._critic is not None:
-            self._critic.load(folder / _CRITIC)
+            self._critic.load(folder / _CRITIC, phase)
+        if still := self._still():
+            checkpoint.load_tensors(folder / _STILL, still)
 
-    def _frozen(self) -> dict[str, DTensor]:
-        """Weights that this phase does not train and that no file of the model has: those of a reference, or those
-        under adapters that an earlier phase has moved."""
-        base = self._base if self._base_moved and not self._all_weights else {}
-        return {**self._reference.weights(), **base}
-
-
-def _kl_point(samples: Sequence[TrainingSample], columns: Columns) -> float:
-    """KTO's reference point of a step, from the log-probs at the start of its batch."""
-    masks = [sample.policy_mask for sample in samples]
-    old, reference = (
-        torch.as_tensor(np.concatenate([row[mask] for row, mask in zip(columns[name], masks, strict=True)]))
-        for name in ("old", "reference")
-    )
-    sequence = torch.as_tensor(np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks]))
-    return kto_kl_point(old, reference, sequence)
+    def _still(self) -> dict[str, Tensor]:
+        """What this phase does not train and no file of the model has."""
+        phase = self.phase
+        rests = self._part(phase.saves_untrained) if phase.saves_untrained else {}
+        still = {f"rests.{name}": weight.detach() for name, weight in rests.items()}
+        if phase.saves_reference:
+            still |= {f"reference.{name}": weight.detach() for name, weight in self._reference.weights().items()}
+        return still

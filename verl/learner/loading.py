@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def load_policy(model_path: Path, config: LearnerConfig, layout: Layout) -> Poli
     return model
 
 
+def load_reference(model_path: Path, config: LearnerConfig, layout: Layout) -> PolicyModel:
+    """The frozen policy of ``model_path``, in the precision that is computed in: a pass would round it so anyway.
+
+    It is scored with once a batch: where anything is offloaded, it lies in host memory.
+    """
+    lm = _empty_lm(_read_config(model_path), config, config.compute_dtype)
+    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout))
+    _shard(model, replace(config, offload="none" if config.offload == "none" else "all"), layout)
+    model.requires_grad_(False)
+    _read_weights(model, model_path, lambda name, shape: None)
+    return model
+
+
 def load_value_model(model_path: Path, config: LearnerConfig, layout: Layout) -> ValueModel:
     """A critic with the decoder of ``model_path``; its head starts at 0, and so do all values."""
     hf_config = _read_config(model_path)
@@ -81,11 +95,11 @@ def _read_config(model_path: Path) -> PreTrainedConfig:
     return hf_config
 
 
-def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig) -> PreTrainedModel:
+def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig, dtype: str | None = None) -> PreTrainedModel:
     """The model without weights, but with its buffers (rotary frequencies), which no file has."""
     with init_empty_weights(include_buffers=False):
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=PACKED, dtype=getattr(torch, config.parameter_dtype)
+            hf_config, attn_implementation=PACKED, dtype=getattr(torch, dtype or config.parameter_dtype)
         )
     lm.tie_weights()  # making each weight empty also made tied weights two
     lm.train()
@@ -127,7 +141,7 @@ def _read_weights(model: PackedModel, model_path: Path, new_weight: NewWeight) -
     for name, parameter in model.weights.items():
         fresh = new_weight(name, parameter.shape)
         if fresh is not None:
-            _fill(parameter, fresh)
+            fill(parameter, fresh)
             continue
         source = saved_name(name) or name
         if source not in files:
@@ -138,7 +152,7 @@ def _read_weights(model: PackedModel, model_path: Path, new_weight: NewWeight) -
                 raise UserError(
                     f"{files[source]}: {source} is {stored.get_shape()}, its config says {list(parameter.shape)}"
                 )
-            _fill(parameter, stored)
+            fill(parameter, stored)
 
 
 def _split(lm: PreTrainedModel, layout: Layout) -> SequenceSplit | None:
@@ -165,7 +179,7 @@ def _weight_files(model_path: Path) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), single)
 
 
-def _fill(parameter: DTensor, whole: Any) -> None:
+def fill(parameter: DTensor, whole: Any) -> None:
     """Copy this rank's rows of ``whole``, a tensor or a slice of a file: FSDP2 splits rows as ``torch.chunk`` does.
 
     Rows lie over the last dimension of the mesh; over a first one there are copies.

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl.algorithms.config import LossConfig
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.pool import RolloutPool
 from verl.cluster.shares import BusyShares, busy_seconds
@@ -31,6 +30,7 @@ from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 from verl.trainer.credit import Credit
 from verl.trainer.evaluator import Describe, Evaluator, check_alive
 from verl.trainer.ledger import Ledger
+from verl.trainer.phases import reinforcement_phase, warmup_phase
 from verl.trainer.producer import GroupProducer
 from verl.trainer.refill import Refill
 from verl.trainer.run_folder import RunFolder
@@ -114,17 +114,17 @@ class Controller:
         self._ledger.close()
         await self._saver.settle(wait=True)
         await self._measure("after")
-        return self._summary()
+        return {**self._summary(), "weights_hash": await self._learners.weights_hash()}
 
     # -- warm-up --
 
     async def _warm_up(self) -> None:
         config = self._settings.warmup
         if config.steps:
-            loss = LossConfig(name="weighted_nll")
-            await self._learners.begin_phase(config.optimizer, loss, config.steps, all_weights=config.all_weights)
             if self.state.step:
                 await self._learners.load(self._folder.resumable()[-1])  # broken off in the middle of the warm-up
+            else:
+                await self._learners.begin_phase(warmup_phase(config))
             order = EpochOrder(self._data.traces, self._settings.seed, "warmup")
             while self.state.step < config.steps:
                 self._pool.check()
@@ -138,19 +138,9 @@ class Controller:
                 if self.state.step % config.save_every_steps == 0:
                     await self._save(hugging_face=False)
         self.state.phase, self.state.step = "train", 0
-        await self._begin_reinforcement()
+        phase = reinforcement_phase(self._settings.trainer, self._settings.updates_per_batch)
+        await self._learners.begin_phase(phase)
         await self._save(hugging_face=True)
-
-    async def _begin_reinforcement(self) -> None:
-        config = self._settings.trainer
-        updates = config.steps * self._settings.updates_per_batch
-        await self._learners.begin_phase(
-            config.optimizer,
-            config.loss_in_force,
-            updates,
-            config.advantage,
-            keep_reference=config.kl_reward.coefficient > 0,
-        )
 
     # -- reinforcement --
 
@@ -274,7 +264,6 @@ class Controller:
             else:  # a newer best had taken its place, in a checkpoint that was damaged since
                 del self.state.best[name]
         if self.state.phase == "train":
-            await self._begin_reinforcement()
             await self._learners.load(checkpoints[-1])
 
     def _global_step(self) -> int:
@@ -291,5 +280,4 @@ class Controller:
             "steps": state.step,
             "aborted": state.aborted,
             "best": {name: {"score": best.score, "step": best.step} for name, best in state.best.items()},
-            "weights_hash": state.weights_hash,
         }

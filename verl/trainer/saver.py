@@ -36,7 +36,8 @@ class Saver:
         """Save the loop and the learner as they are now."""
         await self.settle(wait=True)
         path = self._folder.begin_checkpoint(global_step)
-        state.weights_hash = await self._learners.save(path, hugging_face=hugging_face, background=self._background)
+        previous = next(reversed(self._folder.resumable()), None)
+        await self._learners.save(path, hugging_face=hugging_face, background=self._background, previous=previous)
         links = tuple(name for name, best in state.best.items() if best.step == state.step)
         self._begun = _Begun(path, state.to_json(), links)
         await self.settle(wait=not self._background)

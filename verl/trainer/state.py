@@ -41,8 +41,6 @@ class LoopState:
     """Training episodes that infrastructure ended."""
     logprob_diff_max: float = 0.0
     """Largest |trainer - rollout| log-prob of any step."""
-    weights_hash: str = ""
-
     _running: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     """When the stages that are being timed began."""
 

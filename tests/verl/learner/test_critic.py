@@ -16,6 +16,8 @@ from verl.learner.config import CriticConfig, LearnerConfig, OptimizerConfig
 from verl.learner.critic import Critic
 from verl.learner.distributed import make_layout
 from verl.learner.learner import Learner
+from verl.learner.loading import load_policy
+from verl.learner.phase import Phase
 
 MakeSamples = Callable[..., list[TrainingSample]]
 GAE = AdvantageConfig(name="gae")
@@ -51,7 +53,7 @@ def test_values_start_at_zero_so_that_the_return_is_the_reward(model_folder: Pat
 
 def test_values_learn_the_returns(model_folder: Path, make_samples: MakeSamples) -> None:
     critic = Critic(model_folder, CONFIG, make_layout(CONFIG), None)
-    critic.begin_phase(60)
+    critic.begin_phase(load_policy(model_folder, CONFIG, make_layout(CONFIG)), Phase(batches=60))
     samples = rewarded(make_samples(6))
     _, columns, _ = critic.advantages(samples, GAE)
     losses = [critic.update(samples, columns)["critic_value_loss"] for _ in range(60)]
@@ -63,9 +65,8 @@ def test_ppo_updates_both_models_and_goes_on_exactly_after_loading(
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
     samples = rewarded(make_samples(6))
-    config = replace(CONFIG, updates_per_batch=2)
-    learner, resumed = (Learner(model_folder, config, seed=0) for _ in range(2))
-    learner.begin_phase(OptimizerConfig(learning_rate=1e-3), LossConfig(), 10, GAE)
+    learner, resumed = (Learner(model_folder, CONFIG, seed=0) for _ in range(2))
+    learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-3), LossConfig(), 10, 2, advantage=GAE))
     before = learner.weights_hash()
     assert "critic_value_loss" in learner.update(samples)
     assert learner.weights_hash() != before
@@ -76,15 +77,15 @@ def test_ppo_updates_both_models_and_goes_on_exactly_after_loading(
 
 def test_without_gae_there_is_no_critic(model_folder: Path, make_samples: MakeSamples) -> None:
     learner = Learner(model_folder, CONFIG, seed=0)
-    learner.begin_phase(OptimizerConfig(), LossConfig(), 10, AdvantageConfig())
+    learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), 10, advantage=AdvantageConfig()))
     assert "critic_value_loss" not in learner.update(make_samples(2))
 
 
 def test_a_critic_starts_from_the_policy_as_it_is(model_folder: Path, make_samples: MakeSamples) -> None:
     learner = Learner(model_folder, CONFIG, seed=0)
-    learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="weighted_nll"), 10)
+    learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="weighted_nll"), 10))
     learner.update(make_samples(4))  # a warm-up
-    learner.begin_phase(OptimizerConfig(), LossConfig(), 10, GAE)
+    learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), 10, 2, advantage=GAE))
     assert learner._critic is not None
     policy, critic = learner.model.weights, learner._critic._model.weights
     shared = [name for name in critic if name != "lm_head.weight"]

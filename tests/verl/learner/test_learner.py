@@ -18,6 +18,7 @@ from verl.errors import UserError
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.guard import NonFiniteError
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 
 MakeSamples = Callable[..., list[TrainingSample]]
 EXACT = LearnerConfig(parameter_dtype="float64", compute_dtype="float64")
@@ -25,7 +26,7 @@ EXACT = LearnerConfig(parameter_dtype="float64", compute_dtype="float64")
 
 def started(folder: Path, config: LearnerConfig = EXACT, loss: LossConfig | None = None) -> Learner:
     learner = Learner(folder, config, seed=0)
-    learner.begin_phase(OptimizerConfig(learning_rate=1e-3), loss or LossConfig(), 10)
+    learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-3), loss or LossConfig(), 10, config.updates_per_batch))
     return learner
 
 
@@ -124,7 +125,7 @@ def test_a_new_phase_starts_a_fresh_schedule_and_keeps_the_weights(
     learner = started(model_folder)
     learner.update(make_samples(3))
     before = learner.weights_hash()
-    learner.begin_phase(OptimizerConfig(learning_rate=1e-2, warmup_steps=4), LossConfig(), 8)
+    learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-2, warmup_steps=4), LossConfig(), 8))
     assert learner.weights_hash() == before
     rates = [learner.update(make_samples(3))["learning_rate"] for _ in range(2)]
     assert rates == pytest.approx([2.5e-3, 5e-3])
@@ -165,7 +166,7 @@ def test_a_nan_skips_the_step_keeps_the_batch_and_stops_after_a_bound(
     samples = make_samples(3)
     config = replace(EXACT, max_skipped_steps=1)
     learner = Learner(model_folder, config, seed=0, rejected_folder=tmp_path / "rejected")
-    learner.begin_phase(OptimizerConfig(), LossConfig(), 10)
+    learner.begin_phase(Phase(OptimizerConfig(), LossConfig(), 10))
     before = learner.weights_hash()
     assert learner.update(poisoned(samples))["skipped_steps"] == 1
     assert learner.weights_hash() == before
@@ -184,7 +185,7 @@ def test_gradient_is_clipped_to_its_bound(model_folder: Path, make_samples: Make
     moved = []
     for optimizer in (tiny, plain):
         learner = Learner(model_folder, EXACT, seed=0)
-        learner.begin_phase(optimizer, LossConfig(), 10)
+        learner.begin_phase(Phase(optimizer, LossConfig(), 10))
         before = weights(learner)
         assert learner.update(make_samples(4))["grad_norm"] > 1e-2
         moved.append(max(float((new - before[name]).abs().max()) for name, new in weights(learner).items()))
@@ -212,7 +213,7 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_kl_to_the_reference_is_that_of_the_policy_tokens(model_folder: Path, make_samples: MakeSamples) -> None:
     learner = Learner(model_folder, LearnerConfig(), seed=0)
-    learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(), 10, keep_reference=True)
+    learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-2), LossConfig(), 10, keep_reference=True))
     samples = make_samples(4)
     assert all(not kl.any() for kl in learner.reference_kl(samples, 1.0, "k3"))
     learner.update(samples)
@@ -226,7 +227,7 @@ def test_kto_measures_its_reference_point_on_the_whole_batch(model_folder: Path,
     losses = []
     for cap in (40, 400):
         learner = Learner(model_folder, LearnerConfig(max_tokens_per_microbatch=cap), seed=0)
-        learner.begin_phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="kto"), 10)
+        learner.begin_phase(Phase(OptimizerConfig(learning_rate=1e-2), LossConfig(name="kto"), 10))
         learner.update(make_samples(6, seed=1))
         metrics = learner.update(make_samples(6, seed=2))
         losses.append(metrics["loss"])

@@ -18,6 +18,7 @@ from verl.errors import UserError
 from verl.learner import checkpoint
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 from verl.sync.adapters import HeldBase
 from verl.sync.carrier import publish
 
@@ -30,9 +31,9 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, schedule="linear
 def test_a_loaded_checkpoint_goes_on_exactly(
     lora: LoraConfig | None, loss: LossConfig, model_folder: Path, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
-    config = LearnerConfig(lora=lora, updates_per_batch=2)
+    config = LearnerConfig(lora=lora)
     learner = Learner(model_folder, config, seed=0)
-    learner.begin_phase(OPTIMIZER, loss, 10)
+    learner.begin_phase(Phase(OPTIMIZER, loss, 10, 2))
     learner.update(make_samples(5, seed=1))
     learner.save_checkpoint(tmp_path / "saved")
     resumed = Learner(model_folder, config, seed=1)
@@ -48,7 +49,7 @@ def test_saving_again_replaces_and_leaves_nothing_beside(
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
     learner = Learner(model_folder, LearnerConfig(), seed=0)
-    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(), 10))
     (tmp_path / ".saved.partial").mkdir()  # what a killed save leaves
     learner.save_checkpoint(tmp_path / "saved")
     learner.update(make_samples(3))
@@ -71,7 +72,7 @@ def test_export_loads_in_transformers_with_these_weights(
     source: Path = request.getfixturevalue(kind)
     (source / "tokenizer.json").write_text("{}")
     learner = Learner(source, LearnerConfig(), seed=0)
-    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(), 10))
     learner.update(make_samples(4))
     learner.save_hf(tmp_path / "hf", torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -99,7 +100,7 @@ def test_adapter_starts_at_nothing_trains_alone_and_merges(
     plain = Learner(model_folder, LearnerConfig(), seed=0)
     learner = Learner(model_folder, LearnerConfig(lora=LoraConfig(rank=4, alpha=8)), seed=0)
     assert learner.weights_hash() == plain.weights_hash()
-    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10))
     learner.update(samples)
     learner.update(samples)
     reference = learner.logprobs(samples, reference=True)
@@ -121,11 +122,11 @@ def test_a_warm_up_of_all_weights_stays_under_the_adapters_and_in_the_checkpoint
     config = LearnerConfig(lora=LoraConfig(rank=4, alpha=8))
     learner, resumed = (Learner(model_folder, config, seed=0) for _ in range(2))
     loaded = learner.weights_hash()
-    learner.begin_phase(OPTIMIZER, LossConfig(name="weighted_nll"), 10, all_weights=True)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(name="weighted_nll"), 10, all_weights=True))
     learner.update(make_samples(5, seed=1))
     warm = learner.weights_hash()
     assert warm != loaded
-    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10))
     assert learner.weights_hash() == warm, "adapters start as nothing"
     base = {name: weight.to_local().clone() for name, weight in learner.model.weights.items() if "lora_" not in name}
     learner.update(make_samples(5, seed=2))
@@ -141,7 +142,7 @@ def test_a_save_in_the_background_holds_what_was_there_when_it_began(
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = Learner(model_folder, LearnerConfig(), seed=0)
-    learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10))
     learner.update(make_samples(4, seed=1))
     before = learner.weights_hash()
     may_write, write = threading.Event(), save_distributed
@@ -169,7 +170,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_the_last_good_on
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = Learner(model_folder, LearnerConfig(), seed=0)
-    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(), 10))
     learner.save_checkpoint(tmp_path / "saved")
     good = learner.weights_hash()
     learner.update(make_samples(4))
@@ -190,7 +191,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(
     model_folder: Path, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
     learner = Learner(model_folder, LearnerConfig(), seed=0)
-    learner.begin_phase(OPTIMIZER, LossConfig(), 10)
+    learner.begin_phase(Phase(OPTIMIZER, LossConfig(), 10))
     learner.save_checkpoint(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / ".saved.old")
     with pytest.raises(OSError, match="torn"), checkpoint.written_whole(tmp_path / "saved"):

@@ -15,6 +15,7 @@ from verl.data.samples import TrainingSample
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
 from verl.learner.optimizer import MOMENTS, move_moments
+from verl.learner.phase import Phase
 
 MakeSamples = Callable[..., list[TrainingSample]]
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
@@ -33,7 +34,7 @@ def test_offload_changes_where_and_not_what(
     learners = [Learner(model_folder, config, seed=0) for config in (plain, replace(plain, offload=offload))]
     numbers = []
     for learner in learners:
-        learner.begin_phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10)
+        learner.begin_phase(Phase(OPTIMIZER, LossConfig(kl_coefficient=0.1), 10))
         numbers.append([learner.update(make_samples(6, seed=seed)) for seed in range(2)])
     assert numbers[0] == numbers[1]
     assert learners[0].weights_hash() == learners[1].weights_hash()

@@ -20,6 +20,7 @@ from verl.config.arguments import parse
 from verl.learner.__main__ import Settings, read_samples
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
+from verl.learner.phase import Phase
 from verl.trajectory import Trajectory
 
 KEYS = ("loss", "grad_norm", "entropy", "kl_old", "logprob_diff_mean", "logprob_diff_max")
@@ -70,7 +71,7 @@ def run_here(model: Path, data: Path, *overrides: str, steps: int = 1) -> list[d
     """The same on the one rank of this process."""
     settings = parse(Settings, overrides)
     learner = Learner(model, settings.learner, seed=0)
-    learner.begin_phase(settings.optimizer, settings.loss, steps)
+    learner.begin_phase(Phase(settings.optimizer, settings.loss, steps, settings.learner.updates_per_batch))
     samples = read_samples(data, settings.advantage)
     return [learner.update(samples, settings.temperature) for _ in range(steps)]
 

@@ -19,12 +19,11 @@ class SlowLearners:
         self.written = True
         self.error: Exception | None = None
 
-    async def save(self, folder: Path, *, hugging_face: bool, background: bool) -> str:
+    async def save(self, folder: Path, *, hugging_face: bool, background: bool, previous: Path | None) -> None:
         (folder / "learner").mkdir()
         if hugging_face:
             (folder / "hf").mkdir()
         self.written = not background
-        return "hash"
 
     async def saved(self, *, wait: bool) -> bool:
         if self.error is not None:

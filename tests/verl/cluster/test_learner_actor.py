@@ -1,0 +1,40 @@
+"""A learner rank beside an engine on one GPU gives cached memory back after every call that may have taken some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from verl.cluster import actors
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "begin_phase": (None,),
+    "update": ([], 1.0),
+    "reference_kl": ([], 1.0, "k1"),
+    "publish": (0, "float32", "nowhere"),
+    "send": (None, "float32", {}, 1),
+    "probe": ([],),
+    "weights_hash": (),
+    "load": ("nowhere",),
+}
+
+
+@pytest.mark.parametrize("method", [*CALLS, "save"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_cached_memory_is_given_back_even_where_the_call_fails(
+    method: str, shared: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(True))
+    monkeypatch.setattr(actors, "log_to", lambda path: None)
+    actor = actors.LearnerActor(log=tmp_path / "log")
+    actor._shares_gpu = shared
+    monkeypatch.setattr(actor, "_learner", SimpleNamespace(), raising=False)
+    options = {"hugging_face": False, "background": False, "previous": None} if method == "save" else {}
+    with pytest.raises(AttributeError):
+        getattr(actor, method)(*(CALLS.get(method) or (str(tmp_path),) * (method == "save")), **options)
+    assert given == [True] * shared
