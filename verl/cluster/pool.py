@@ -19,6 +19,7 @@ from verl.cluster.ray_runtime import has_died
 from verl.cluster.replica import AsFile, Canary, Newest, Replica
 from verl.cluster.replicas import Replicas, Start
 from verl.cluster.watchdog import Stall
+from verl.errors import EngineDiedError, UserError
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.router import Router
 
@@ -164,9 +165,13 @@ class RolloutPool:
         async with self._replicas.lock:
             self._newest.set_source(as_file, version)
             paused = await self._on_all("pause", lambda actor: actor.pause.remote())
-            engines = {replica.process: replica.actor for replica in self._replicas.serving if replica.name in paused}
-            if engines:
-                checksum = await send(engines)
+            receivers = [replica for replica in self._replicas.serving if replica.name in paused]
+            try:
+                checksum = await send({replica.process: replica.actor for replica in receivers}) if receivers else 0
+            except EngineDiedError as error:  # NCCL: those that live may wait in a broadcast for ever
+                for replica in receivers:
+                    self._replicas.lose(replica, replica.actor, error, "the transfer to its group broke off")
+            else:
                 await self._on_all("commit_received", lambda actor: actor.commit_received.remote(version, checksum))
             await self._replicas.prepare_joins()
 
@@ -202,7 +207,11 @@ class RolloutPool:
         return list(await asyncio.gather(*(replica.stall() for replica in self._replicas.serving)))
 
     async def _on_all(self, what: str, call: Call) -> dict[str, Any]:
-        """The answers of the workers in service, by name. One that dies meanwhile is left out, and started again."""
+        """The answers of the workers in service, by name. One that fails is left out, and started again.
+
+        Whatever failed, it is that worker's: a run ends when it failed too often, with that as the cause. Raises the
+        UserError of a mistake, which another process would repeat.
+        """
         answers: dict[str, Any] = {}
 
         async def ask(replica: Replica) -> None:
@@ -210,9 +219,9 @@ class RolloutPool:
             try:
                 answers[replica.name] = await call(actor)
             except Exception as error:
-                if not has_died(error):
-                    raise replica.explain(error, what) from error
-                self._replicas.lose(replica, actor, error, f"it died in {what}")
+                if isinstance(explained := replica.explain(error, what), UserError):
+                    raise explained from error
+                self._replicas.lose(replica, actor, error, f"it failed in {what}")
 
         await all_or_first_error([ask(replica) for replica in self._replicas.serving])
         return answers

@@ -60,10 +60,8 @@ class Replica:
         except TimeoutError:
             silent = time.monotonic() - self.answered
             return Stall(self.name, silent, f"it does not answer (log: {self.log})")
-        except Exception as error:
-            if not has_died(error):
-                raise
-            return Stall(self.name, 0.0, "it died")  # whoever waits for its work finds that out
+        except Exception as error:  # whoever waits for its work finds that out
+            return Stall(self.name, 0.0, "it died" if has_died(error) else f"it cannot say: {error}")
         self.answered = time.monotonic()
         return Stall(self.name, status.still_s, f"{status.text()} (log: {self.log})")
 

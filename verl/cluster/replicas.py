@@ -83,7 +83,10 @@ class Replicas:
     async def _open_all(self) -> None:
         await self._open(self.all)
         for replica in self.all:
-            await self._join(replica)
+            try:
+                await self._join(replica)
+            except InfrastructureError as error:
+                self._start_again(replica, error, "it failed with its first weights")
 
     async def _open(self, replicas: Sequence[Replica]) -> None:
         """Wait until the workers are ready. Raises InfrastructureError or UserError that says what kept them."""
@@ -99,7 +102,9 @@ class Replicas:
         replica.serving = False
         if not self._fixed_shares:
             self._router.leave(replica.number)
-        cause = replica.explain(error)
+        self._start_again(replica, replica.explain(error), consequence)
+
+    def _start_again(self, replica: Replica, cause: Exception, consequence: str) -> None:
         log.warning("warning: %s; %s", cause, consequence)
         task = asyncio.create_task(self._revive(replica, cause))
         self._reviving.add(task)

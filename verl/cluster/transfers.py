@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl.cluster.processes import free_port
 from verl.cluster.ray_runtime import first_cause, has_died
+from verl.errors import EngineDiedError
 from verl.sync.gpu import Arguments, Backend, LearnerWeights, Rendezvous, Sender, open_sender
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ class EngineCalls:
         self._engines = dict(engines)
         self._go_past_dead = go_past_dead
         self._dead: set[str] = set()
+        self.death: EngineDiedError | None = None
+        """What ended the transfer, if an engine's death did."""
 
     def __call__(self, method: str, arguments: Sequence[Arguments]) -> None:
-        """A ``FanOut``. Raises at once what the first engine to fail raised."""
+        """A ``FanOut``. Raises at once what the first engine to fail raised; EngineDiedError if it died."""
         import ray
 
         calls = {
@@ -39,8 +42,12 @@ class EngineCalls:
             try:
                 ray.get(done)
             except Exception as error:
-                if not (self._go_past_dead and has_died(error)):
-                    raise first_cause(error, f"{calls[done]} {method}", []) from error
+                cause = first_cause(error, f"{calls[done]} {method}", [])
+                if not has_died(error):
+                    raise cause from error
+                if not self._go_past_dead:
+                    self.death = EngineDiedError(str(cause))
+                    raise self.death from error
                 self._dead.add(calls[done])
 
 
@@ -56,6 +63,7 @@ class DirectTransfer:
         self._rank = rank
         self._address = address
         self._sender: Sender | None = None
+        self._calls: EngineCalls | None = None
         self._members: tuple[str, ...] = ()
 
     def send(self, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
@@ -64,19 +72,27 @@ class DirectTransfer:
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # vLLM reads on streams of its own what the optimizer wrote on another
-        members = tuple(engines)
-        if self._sender is None or members != self._members:
-            self._open(engines, ranks_per_engine)
-            self._members = members
-        assert self._sender is not None
-        self._sender.send_weights()
+        self._weights.begin()
+        try:
+            if self._sender is None or tuple(engines) != self._members:
+                self._open(engines, ranks_per_engine)
+            assert self._sender is not None
+            self._sender.send_weights()
+        except Exception as error:
+            calls, self._calls, self._members = self._calls, None, ()  # the next transfer meets anew
+            if calls is None or calls.death is None:
+                raise
+            self._weights.finish()
+            raise calls.death from error  # whatever that broke first: the rendezvous, the broadcast
         return self._weights.checksum()
 
     def _open(self, engines: Mapping[str, Any], ranks_per_engine: int) -> None:
         if self._sender is not None:
             self._sender.shutdown()
+            self._sender = None
         port = free_port(self._address) if self._backend == "nccl" and self._rank == 0 else 0
         meeting = Rendezvous(self._address, port, len(engines), ranks_per_engine)
         # A member that is gone leaves an IPC transfer whole; an NCCL group without it is none.
-        calls = EngineCalls(engines, go_past_dead=self._backend == "ipc")
-        self._sender = open_sender(self._backend, self._weights, calls, rank=self._rank, meeting=meeting)
+        self._calls = EngineCalls(engines, go_past_dead=self._backend == "ipc")
+        self._sender = open_sender(self._backend, self._weights, self._calls, rank=self._rank, meeting=meeting)
+        self._members = tuple(engines)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl.errors import EngineDiedError, UserError
+from verl.errors import UserError
 from verl.rollout.engine_checks import check_model
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_thread import EngineThread
-from verl.rollout.engine_vllm import GenerateRequest, Request, Result, ScoreRequest, VllmSteppable
+from verl.rollout.engine_vllm import GenerateRequest, VllmSteppable
 from verl.rollout.interfaces import Generation, Sampling, Turn
 from verl.sync.update import WeightUpdate
 
@@ -52,7 +52,8 @@ class VllmEngine:
 
         check_model(Path(model_path), config, on_cpu=not torch.cuda.is_available())
         self._config = config
-        self._thread: EngineThread[Request, Result] = EngineThread(self._build(str(model_path), seed, sleeps))
+        build = self._build(str(model_path), seed, sleeps)
+        self._thread: EngineThread[GenerateRequest, Generation] = EngineThread(build)
 
     def _build(self, model_path: str, seed: int, sleeps: bool) -> Any:
         def build() -> VllmSteppable:
@@ -66,7 +67,7 @@ class VllmEngine:
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
         """Continue ``token_ids``; ``seed`` alone decides the draws, whatever else is in the batch.
 
-        Raises UserError if prompt and ``turn.max_tokens`` exceed the context, InfrastructureError if the engine died.
+        Raises UserError if prompt and ``turn.max_tokens`` exceed the context, EngineDiedError if the engine died.
         """
         [future] = self.generate_many([GenerateRequest(token_ids, turn, sampling, seed)])
         return await future
@@ -76,16 +77,6 @@ class VllmEngine:
         for request in requests:
             self._check_length(len(request.token_ids), request.turn.max_tokens)
         return self._thread.submit(requests)
-
-    async def logprobs_of(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-prob of each token given those before it, at temperature 1; 0.0 for the first."""
-        self._check_length(len(token_ids), 1)
-        [future] = self._thread.submit([ScoreRequest(token_ids)])
-        return await future
-
-    async def abort_all(self) -> int:
-        """End every request; its caller gets an InfrastructureError. Returns how many there were."""
-        return await self._thread.abort_all()
 
     async def sleep(self) -> None:
         """Pause and give a GPU's memory to the learner beside it (``sleeps``); on CPU it only pauses.
@@ -114,8 +105,8 @@ class VllmEngine:
     async def update_weights(self, update: WeightUpdate, version: int) -> None:
         """Load new weights from a file between two steps; tokens sampled afterwards carry ``version``.
 
-        Raises InfrastructureError if the file is not what ``update`` says or holds another version; the engine is dead
-        then, for nothing may be sampled from weights that nobody can name.
+        Raises EngineDiedError if the file is not what ``update`` says or holds another version, for nothing may be
+        sampled from weights that nobody can name.
         """
         await self._thread.call(lambda: self._vllm.load_update(update, version), fatal=True)
 
@@ -130,7 +121,7 @@ class VllmEngine:
     async def commit_received(self, version: int, checksum: int) -> None:
         """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``.
 
-        Raises InfrastructureError, and the engine is dead, if what came is not what was sent (``checksum``).
+        Raises EngineDiedError, for the engine is dead then, if what came is not what was sent (``checksum``).
         """
         await self._thread.call(lambda: self._vllm.commit_received(version, checksum), fatal=True)
 
@@ -138,11 +129,16 @@ class VllmEngine:
 
     def check(self) -> None:
         """Raises EngineDiedError, with the cause, if the engine cannot generate any more."""
-        if (death := self._thread.death) is not None:
-            raise EngineDiedError(f"the engine died: {type(death).__name__}: {death}") from death
+        self._thread.check()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds inside engine steps, also of an engine that has died."""
+        return self._thread.busy_s
 
     def stats(self) -> EngineStats:
-        """Read the counters; never waits for the engine."""
+        """Read the counters; never waits for the engine. Raises EngineDiedError if there is none any more."""
+        self.check()
         running, waiting = self._vllm.queue_lengths()
         tokens = self._vllm.tokens
         return EngineStats(running, waiting, tokens.generated, tokens.prompt, tokens.cached_prompt, self._thread.busy_s)

@@ -92,8 +92,3 @@ def sampling_arguments(turn: Turn, sampling: Sampling, seed: int) -> dict[str, A
         # A greedy request draws nothing; without a seed vLLM takes its faster common path.
         "seed": None if sampling.temperature == 0 else seed,
     }
-
-
-def scoring_arguments() -> dict[str, Any]:
-    """Keyword arguments of ``vllm.SamplingParams`` for reading a prompt's log-probs (one token has to be sampled)."""
-    return {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}

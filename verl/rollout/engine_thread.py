@@ -3,8 +3,9 @@
     submit / call / cancel ──► inbox ──► [ messages ] ─► [ step ] ─► [ messages ] ─► ... ──► futures
 
 Invariants: the engine is touched by this thread alone; a message (a batch of requests, a weight update, a pause) runs
-between two steps, whole and in order of arrival; a future always ends: if a step fails, every waiting future fails with
-the cause, and so does every later call at once. It knows nothing of vLLM, so its faults are tested without one.
+between two steps, whole and in order of arrival; a future always ends: if a step or a fatal call fails, every waiting
+future fails with an EngineDiedError that names the cause, and so does every later call at once. It knows nothing of
+vLLM, so its faults are tested without one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from verl.errors import InfrastructureError
+from verl.errors import EngineDiedError, InfrastructureError
 
 RequestT = TypeVar("RequestT", contravariant=True)
 ResultT = TypeVar("ResultT", covariant=True)
@@ -76,10 +77,10 @@ class EngineThread(Generic[RequestT, ResultT]):
         # A thread that the interpreter's exit finds inside native code would abort the process.
         atexit.register(self.close)
 
-    @property
-    def death(self) -> BaseException | None:
-        """Why the engine cannot step any more; None while it can."""
-        return self._death
+    def check(self) -> None:
+        """Raises EngineDiedError, with the cause, if the engine cannot step any more."""
+        if self._death is not None:
+            raise self._reason()
 
     # -- from any event loop --
 
@@ -108,10 +109,6 @@ class EngineThread(Generic[RequestT, ResultT]):
     def resume(self) -> asyncio.Future[None]:
         """Step again."""
         return self.call(lambda: setattr(self, "_paused", False))
-
-    def abort_all(self) -> asyncio.Future[int]:
-        """Forget every request; its caller gets an InfrastructureError. The result is how many there were."""
-        return self.call(self._abort_waiting)
 
     def close(self) -> None:
         """End the thread and free the engine; waiting calls fail. Safe to call twice."""
@@ -173,9 +170,9 @@ class EngineThread(Generic[RequestT, ResultT]):
         try:
             result = action()
         except Exception as error:
-            _post_to(future, partial(_fail, future, error))
             if fatal:
-                raise
+                raise  # its caller is told by the engine's death, as all that wait are
+            _post_to(future, partial(_fail, future, error))
         else:
             _post_to(future, partial(_succeed, [(future, result)]))
 
@@ -196,13 +193,6 @@ class EngineThread(Generic[RequestT, ResultT]):
         for key in keys:
             self._waiting.pop(key, None)
         self._engine.abort(keys)
-
-    def _abort_waiting(self) -> int:
-        waiting = dict(self._waiting)
-        self._forget(list(waiting))
-        for future in waiting.values():
-            _post_to(future, partial(_fail, future, InfrastructureError("the request was aborted")))
-        return len(waiting)
 
     # -- between them --
 
@@ -230,11 +220,11 @@ class EngineThread(Generic[RequestT, ResultT]):
         for future in left:
             _post_to(future, partial(_fail, future, self._reason()))
 
-    def _reason(self) -> InfrastructureError:
+    def _reason(self) -> EngineDiedError:
         cause = self._death
         if cause is None or isinstance(cause, InfrastructureError):
-            return InfrastructureError(str(cause or "the engine was closed"))
-        error = InfrastructureError(f"the engine died: {type(cause).__name__}: {cause}")
+            return EngineDiedError(str(cause or "the engine was closed"))
+        error = EngineDiedError(f"the engine died: {type(cause).__name__}: {cause}")
         error.__cause__ = cause
         return error
 

@@ -18,7 +18,7 @@ from typing import Any
 from verl.errors import InfrastructureError
 from verl.rollout.engine_checks import check_architecture
 from verl.rollout.engine_config import EngineConfig
-from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments, scoring_arguments
+from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments
 from verl.rollout.interfaces import Generation, Sampling, Turn
 from verl.sync.update import WeightUpdate
 from verl.trajectory import FinishReason
@@ -32,17 +32,6 @@ class GenerateRequest:
     turn: Turn
     sampling: Sampling
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """Read the log-probs of these tokens; nothing is generated."""
-
-    token_ids: Sequence[int]
-
-
-Request = GenerateRequest | ScoreRequest
-Result = Generation | list[float]
 
 
 @dataclass(slots=True)
@@ -64,37 +53,36 @@ class VllmSteppable:
         self._engine.set_weight_version("0")
         self._tokenizer = self._engine.get_tokenizer()
         self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
-        self._requests: dict[str, Request] = {}
+        self._requests: set[str] = set()
         self.tokens = TokenCounts()
 
     # -- Steppable --
 
-    def add(self, key: str, request: Request) -> None:
+    def add(self, key: str, request: GenerateRequest) -> None:
         """Queue a request; vLLM raises ValueError on one it cannot serve."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        if isinstance(request, GenerateRequest):
-            arguments = sampling_arguments(request.turn, request.sampling, request.seed)
-        else:
-            arguments = scoring_arguments()
+        arguments = sampling_arguments(request.turn, request.sampling, request.seed)
         params = SamplingParams(**arguments, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
         inner_key = self._engine.add_request(key, tokens_input(list(request.token_ids)), params)
         # Stop strings need text; the text of each log-prob would cost a decoding a token, a quarter of a small model's
         # step, and nobody reads it.
         self._engine.output_processor.request_states[inner_key].logprobs_processor.tokenizer = None
-        self._requests[key] = request
+        self._requests.add(key)
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these requests."""
-        self._engine.abort_request([key for key in keys if self._requests.pop(key, None) is not None])
+        known = self._requests.intersection(keys)
+        self._requests -= known
+        self._engine.abort_request(sorted(known))
 
     def has_work(self) -> bool:
         """Whether a request is unfinished."""
         return self._engine.has_unfinished_requests()
 
-    def step(self) -> list[tuple[str, Result]]:
+    def step(self) -> list[tuple[str, Generation]]:
         """One engine step. Raises InfrastructureError if a worker process is gone, and whatever else vLLM raises."""
         try:
             outputs = self._engine.step()
@@ -157,10 +145,8 @@ class VllmSteppable:
 
     # -- vLLM's outputs --
 
-    def _result(self, output: Any) -> Result:
-        request = self._requests.pop(output.request_id)
-        if isinstance(request, ScoreRequest):
-            return [0.0, *output.prompt_logprobs.logprobs]
+    def _result(self, output: Any) -> Generation:
+        self._requests.discard(output.request_id)
         self.tokens.generated += len(output.outputs[0].token_ids)
         self.tokens.prompt += len(output.prompt_token_ids)
         self.tokens.cached_prompt += output.num_cached_tokens or 0

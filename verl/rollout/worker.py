@@ -28,7 +28,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class RolloutWorker:
-    """Plays groups with the newest weights it was given."""
+    """Plays groups with the newest weights it was given. Every call raises EngineDiedError if its engine died."""
 
     def __init__(
         self,
@@ -84,8 +84,7 @@ class RolloutWorker:
         await self._engine.update_weights(update, version)
 
     async def pause(self) -> None:
-        """Hold all episodes while a GPU transfer replaces the weights. Raises EngineDiedError if there is no engine."""
-        self._engine.check()
+        """Hold all episodes while a GPU transfer replaces the weights."""
         await self._engine.pause()
 
     async def transfer(self, method: str, arguments: dict[str, Any]) -> None:
@@ -113,7 +112,7 @@ class RolloutWorker:
 
     async def status(self) -> WorkerStatus:
         """What the open episodes wait for. Answers while the worker's event loop is free, whatever the engine does."""
-        return self._progress.status(self._engine.stats().busy_s)
+        return self._progress.status(self._engine.busy_s)
 
     def stats(self) -> dict[str, float]:
         """Counters of the engine and of the agent since the start."""

@@ -62,6 +62,7 @@ class LearnerWeights:
         self._named_weights = named_weights
         self._metadata: list[Any] | None = None
         self._fingerprint = Fingerprint()
+        self._pass: Iterator[tuple[str, Tensor]] | None = None
 
     def metadata(self) -> list[Any]:
         """Names, dtypes and shapes in the order of a pass. The first call makes a pass; they never change after."""
@@ -73,13 +74,23 @@ class LearnerWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._fingerprint = Fingerprint()
-        for name, tensor in self._named_weights():
+        self._pass = self._named_weights()
+        for name, tensor in self._pass:
             self._fingerprint.add(name, tensor)
             yield name, tensor
 
     def checksum(self) -> int:
         """Of the last pass."""
         return self._fingerprint.value()
+
+    def begin(self) -> None:
+        """A transfer begins: no pass of it was made yet."""
+        self._pass = None
+
+    def finish(self) -> None:
+        """Make what is left of the transfer's pass: the other ranks do, also where the one that sends gave up."""
+        for _ in self._named_weights() if self._pass is None else self._pass:
+            pass
 
     def bucket_bytes(self) -> int:
         """The size of a bucket: no tensor may be larger (vLLM refuses it with ``ipc``)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verl.cluster import transfers
 from verl.cluster.transfers import DirectTransfer, EngineCalls
-from verl.errors import InfrastructureError
+from verl.errors import EngineDiedError
 from verl.sync.gpu import Backend, FanOut, LearnerWeights, Rendezvous
 
 
@@ -65,7 +65,7 @@ def test_a_dead_engine_is_called_no_more_where_the_others_can_go_on() -> None:
 
 def test_a_dead_engine_is_an_error_where_the_others_would_wait_for_it() -> None:
     engines = {"a": FakeEngine(), "rollout_1.0": FakeEngine(ActorDiedError())}
-    with pytest.raises(InfrastructureError, match=r"rollout_1\.0 update"):
+    with pytest.raises(EngineDiedError, match=r"rollout_1\.0 update"):
         EngineCalls(engines, go_past_dead=False)("update", [{}, {}])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl.errors import InfrastructureError, UserError
+from verl.errors import UserError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Generation, Sampling, Turn
 from verl.sync.adapters import DOWN, UP
@@ -112,12 +112,6 @@ async def test_greedy_tokens_are_the_models_and_their_logprobs_those_at_temperat
         assert list(generation.token_ids) == likeliest[1:-1].tolist()
 
 
-async def test_logprobs_of_a_text_are_the_models(engine: VllmEngine, models: list[Any]) -> None:
-    ids = [5, 9, 200, 31, 7, 7, 120, 99] * 12
-    for _ in range(2):  # the second time its prefix is cached, which must not matter
-        assert_close(await engine.logprobs_of(ids), logprobs_by(models[0], ids))
-
-
 async def test_the_seed_alone_decides_the_tokens(engine: VllmEngine) -> None:
     prompt, turn = [8, 30, 41], Turn(30)
 
@@ -192,13 +186,13 @@ async def test_what_cannot_fit_is_refused_with_the_key_to_change(engine: VllmEng
         await engine.generate([], Turn(5), Sampling(), 0)
 
 
-async def test_abort_all_ends_requests_and_the_engine_lives(engine: VllmEngine) -> None:
+async def test_requests_given_up_leave_the_engine_and_it_lives(engine: VllmEngine) -> None:
     await engine.pause()
     futures = engine.generate_many([GenerateRequest([7, i], Turn(200), Sampling(), i) for i in range(5)])
-    assert await engine.abort_all() == 5
+    for future in futures:
+        future.cancel()
     await engine.resume()
-    outcomes = await asyncio.gather(*futures, return_exceptions=True)
-    assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
+    await asyncio.gather(*futures, return_exceptions=True)
     assert len((await engine.generate([7], Turn(3), GREEDY, 0)).token_ids) == 3
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
@@ -233,7 +227,6 @@ async def test_an_update_reaches_every_weight_and_empties_the_prefix_cache(
         assert set(generation.versions) == {version}
         whole = [*ids, *generation.token_ids]
         assert_close(generation.logprobs, logprobs_by(models[which], whole)[len(ids) :])
-        assert_close(await engine.logprobs_of(whole), logprobs_by(models[which], whole))
 
 
 async def test_requests_in_flight_go_on_across_an_update(

@@ -14,7 +14,7 @@ import pytest
 from verl.errors import UserError
 from verl.rollout.engine_checks import check_architecture, check_model, kv_bytes_per_token
 from verl.rollout.engine_config import EngineConfig
-from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments, scoring_arguments
+from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments
 from verl.rollout.interfaces import Sampling, Turn
 
 DESCRIPTION = {
@@ -134,7 +134,6 @@ def test_a_request_carries_its_seed_and_keeps_its_stop_string() -> None:
     assert arguments["detokenize"]
     assert not sampling_arguments(Turn(9), Sampling(), 11)["detokenize"]
     assert sampling_arguments(Turn(9), Sampling(temperature=0.0), 11)["seed"] is None
-    assert scoring_arguments()["prompt_logprobs"] == 0
 
 
 def test_configuration_and_checks_import_nothing_heavy() -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from verl.errors import InfrastructureError
+from verl.errors import EngineDiedError, InfrastructureError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Sampling, Turn
 from verl.sync.carrier import publish
@@ -57,8 +57,11 @@ def test_a_step_that_fails_fails_every_caller_and_nothing_hangs(
         assert "out of blocks" in str(outcomes[0])
         with pytest.raises(InfrastructureError, match="out of blocks"):
             await engine.generate([1], Turn(1), Sampling(), 0)
-        with pytest.raises(InfrastructureError, match="out of blocks"):
-            await engine.logprobs_of([1, 2])
+        for call in (engine.pause, engine.sleep, engine.wake, engine.resume):
+            with pytest.raises(EngineDiedError, match="out of blocks"):
+                await call()
+        with pytest.raises(EngineDiedError, match="out of blocks"):
+            engine.stats()
 
     with running(tiny_model) as engine:
         asyncio.run(asyncio.wait_for(use(engine), 60))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.errors import InfrastructureError
+from verl.errors import EngineDiedError
 from verl.rollout.engine_thread import EngineThread
 
 
@@ -110,14 +110,14 @@ async def test_a_failing_step_fails_every_waiting_and_every_later_call(
     engine.fault = MemoryError("no blocks left")
     engine.gate.set()
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [InfrastructureError, InfrastructureError]
+    assert [type(outcome) for outcome in outcomes] == [EngineDiedError, EngineDiedError]
     assert all("MemoryError: no blocks left" in str(outcome) for outcome in outcomes)
     assert isinstance(outcomes[0], Exception)
     assert outcomes[0].__cause__ is engine.fault
     await asyncio.wait([call])
-    with pytest.raises(InfrastructureError, match="no blocks left"):
+    with pytest.raises(EngineDiedError, match="no blocks left"):
         await thread.submit([1])[0]
-    with pytest.raises(InfrastructureError, match="no blocks left"):
+    with pytest.raises(EngineDiedError, match="no blocks left"):
         await thread.pause()
     thread.close()  # The callers learn of the death before the engine is freed; this waits for both.
     assert engine.closed == 1
@@ -130,21 +130,11 @@ async def test_a_failing_call_is_the_callers_own_unless_fatal(thread: EngineThre
     with pytest.raises(KeyError):
         await thread.call(fail)
     assert await thread.submit([1])[0] == 1
-    with pytest.raises(KeyError):
-        await thread.call(fail, fatal=True)
-    with pytest.raises(InfrastructureError, match="KeyError"):
-        await thread.submit([1])[0]
-
-
-async def test_abort_all_ends_every_caller(engine: Countdown, thread: EngineThread[int, int]) -> None:
-    await thread.pause()
-    futures = thread.submit([5, 5, 5])
-    assert await thread.abort_all() == 3
-    outcomes = await asyncio.gather(*futures, return_exceptions=True)
-    assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
-    assert not engine.left
-    await thread.resume()
-    assert await thread.submit([1])[0] == 1
+    for call in (lambda: thread.call(fail, fatal=True), lambda: thread.submit([1])[0], thread.pause):
+        with pytest.raises(EngineDiedError, match="KeyError"):
+            await call()
+    with pytest.raises(EngineDiedError, match="KeyError"):
+        thread.check()
 
 
 async def test_cancelling_a_caller_aborts_its_request_alone(engine: Countdown, thread: EngineThread[int, int]) -> None:
@@ -166,9 +156,9 @@ async def test_closing_fails_waiting_calls_and_may_be_repeated(
     [future] = thread.submit([5])
     thread.close()
     thread.close()
-    with pytest.raises(InfrastructureError, match="closed"):
+    with pytest.raises(EngineDiedError, match="closed"):
         await future
-    with pytest.raises(InfrastructureError, match="closed"):
+    with pytest.raises(EngineDiedError, match="closed"):
         await thread.call(lambda: None)
     assert engine.closed == 1
 
@@ -209,12 +199,12 @@ async def test_a_caller_whose_loop_is_gone_does_not_disturb_others(
     assert await thread.submit([3])[0] >= 3
 
 
-EVENTS = ["submit", "cancel", "abort", "pause", "resume", "call", "fault", "close"]
+EVENTS = ["submit", "cancel", "pause", "resume", "call", "fatal", "fault", "close"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from(["submit", "cancel", "abort", "pause", "resume", "call", "fault", "close"]), max_size=25)
+    st.lists(st.sampled_from(["submit", "cancel", "pause", "resume", "call", "fatal", "fault", "close"]), max_size=25)
 )
 def test_every_future_ends_whatever_happens(events: list[str]) -> None:
     async def play() -> None:
@@ -232,8 +222,8 @@ def test_every_future_ends_whatever_happens(events: list[str]) -> None:
                 thread.close()
             elif event in ("pause", "resume", "call"):
                 futures.append({"pause": thread.pause, "resume": thread.resume}.get(event, call_of(thread))())
-            elif event == "abort":
-                futures.append(thread.abort_all())
+            elif event == "fatal":
+                futures.append(thread.call(lambda: 1 // 0, fatal=True))
         futures.append(thread.resume())
         await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 30)
         thread.close()
