@@ -84,10 +84,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         context = self.rollout.engine.max_context_tokens
-        if context > self.learner.max_tokens_per_microbatch:
+        room = self.learner.max_tokens_per_microbatch * self.learner.sequence_ranks
+        if context > room:
             raise UserError(
-                f"rollout.engine.max_context_tokens is {context}, above learner.max_tokens_per_microbatch "
-                f"({self.learner.max_tokens_per_microbatch}): an episode may not fit a micro-batch; raise the latter"
+                f"rollout.engine.max_context_tokens is {context}, above learner.max_tokens_per_microbatch x "
+                f"learner.sequence_ranks ({room}): an episode may not fit a micro-batch; raise one of the latter"
             )
         if self.deterministic and self.trainer.max_staleness:
             raise UserError(
@@ -119,7 +120,7 @@ class RunConfig:
             raise UserError("warmup.all_weights=true says something beside learner.lora only: write false")
         name, limit = trainer.advantage.name, self.max_policy_tokens
         dropping = "dynamic_sampling.enabled" if trainer.dynamic_sampling.enabled else "drop_uniform_groups"
-        if trainer.drops_uniform and name in ("gae", "remax"):
+        if trainer.drops_uniform and not trainer.advantage.needs_group:
             raise UserError(
                 f"trainer.{dropping}=true: with trainer.advantage.name={name} a group whose rewards are all equal has "
                 "something to say; write false"

@@ -117,7 +117,7 @@ async def _measure(
     groups = await rollout.run_groups.remote(requests)
     lap("rollout")
     summarize(groups)
-    samples, _ = assign(groups, AdvantageConfig(), drop_uniform=False, version=0)
+    samples, _ = assign(groups, AdvantageConfig(), drop_uniform=False)
     lap("assign")
     done = await LearnerGroup([learner], []).update(samples, 1.0)
     assert done["tokens"] == count * tokens, done

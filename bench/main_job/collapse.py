@@ -164,7 +164,6 @@ async def play_arm(
                 waiting.popleft(),
                 config.trainer.advantage,
                 drop_uniform=True,
-                version=max(0, step - arm.staleness),
             )
             row |= assigned
             if samples:

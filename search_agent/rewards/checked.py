@@ -9,6 +9,7 @@ from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.interfaces import RewardFunction, Score
+from verl.trainer.summary import RESERVED
 from verl.trajectory import Trajectory
 
 
@@ -42,6 +43,8 @@ def checked(score: object, what: str) -> Score:
     """``score`` if it is one. Raises UserError if it is of another kind or holds a number that is not finite."""
     if not isinstance(score, Score):
         raise UserError(f"{what}: it returned {type(score).__name__}: return verl.rollout.interfaces.Score")
+    if taken := sorted(RESERVED & set(score.parts)):
+        raise UserError(f"{what}: its part {taken[0]!r} has the name of a number that every step counts: rename it")
     for name, value in {"reward": score.reward, **score.parts}.items():
         if not math.isfinite(value):
             raise UserError(f"{what}: {name} is {value}: return a finite number")

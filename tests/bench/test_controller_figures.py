@@ -29,5 +29,5 @@ async def test_stubs_score_and_pack_every_token_that_was_made() -> None:
     groups = await rollout.run_groups(requests)
     assert {len(trajectory) for group in groups for trajectory in group.trajectories} == {401}
     assert {trajectory.reward for trajectory in groups[0].trajectories} > {1.0}
-    samples, _ = assign(groups, AdvantageConfig(), drop_uniform=False, version=0)
+    samples, _ = assign(groups, AdvantageConfig(), drop_uniform=False)
     assert StubLearner(ranks=1).update(samples, 1.0) == {"tokens": 24 * 401.0, "samples": 24.0}

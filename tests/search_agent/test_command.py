@@ -60,6 +60,11 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         (["trainer.max_staleness=1", "rollout.top_p=0.9"], "trainer.max_staleness=1 with rollout.top_p=0.9:"),
         (["trainer.advantage.name=gae"], "trainer.drop_uniform_groups=true: with trainer.advantage.name=gae"),
         (
+            ["trainer.advantage.name=reinforce_pp", "trainer.samples_per_prompt=1"],
+            "trainer.drop_uniform_groups=true: with trainer.advantage.name=reinforce_pp",
+        ),
+        (["trainer.advantage.name=gdpo"], "trainer.advantage.parts={}: name parts of the reward"),
+        (
             [
                 "trainer.advantage.name=remax",
                 "trainer.drop_uniform_groups=false",
@@ -81,3 +86,11 @@ def test_an_impossible_combination_is_named_with_its_remedy(overrides: list[str]
     with pytest.raises(UserError) as caught:
         load_config(overrides)
     assert any(line.startswith(told) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_a_context_may_fill_the_micro_batch_of_all_ranks_that_share_a_sequence() -> None:
+    longer = ["rollout.engine.max_context_tokens=16384"]  # the quick start's micro-batch holds 8,192 a rank
+    config = load_config([*longer, "learner.sequence_ranks=2", "cluster.learner_ranks=2"])
+    assert config.learner.sequence_ranks == 2
+    with pytest.raises(UserError, match=r"x learner\.sequence_ranks \(8192\)"):
+        load_config(longer)

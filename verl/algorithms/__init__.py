@@ -15,7 +15,7 @@ A value at position t speaks of token t given the tokens before it. What is a st
 whitening, KTO's reference point) is computed from the whole batch, before it is split.
 
 Reading order: ``config``, ``tokens``, ``aggregation``, ``losses``, ``sequence_losses``, ``kl``, ``correction``,
-``guard``,
-``objective``; then ``advantages``, ``token_credit``, ``value_loss``; then the controls: ``kl_reward``, ``dapo``,
-``alarms``.
+``displacement``,
+``objective``; then ``advantages``, ``gae``, ``turn_credit``, ``value_loss``; then the controls: ``kl_reward`` and
+``dapo``.
 """

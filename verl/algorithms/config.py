@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Literal
 
 from verl.errors import UserError
 
 AdvantageName = Literal[
-    "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo", "gpg", "pass_at_k", "gae"
+    "grpo",
+    "dr_grpo",
+    "gdpo",
+    "rloo",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "remax",
+    "opo",
+    "gpg",
+    "pass_at_k",
+    "gae",
 ]
 LossName = Literal["ppo_clip", "gspo", "gmpo", "cispo", "sapo", "reinforce", "weighted_nll", "kto"]
 Aggregation = Literal["token-mean", "sequence-mean-token-sum", "sequence-mean-token-mean", "token-sum-constant"]
@@ -22,7 +33,7 @@ CorrectionLevel = Literal["token", "sequence", "sequence-mean"]
 
 PUBLISHED_CLIP: Mapping[LossName, tuple[float, float]] = {"gspo": (3e-4, 4e-4), "gmpo": (0.4, 0.4)}
 """(clip_low, clip_high) of the losses whose paper does not use PPO's 0.2."""
-SEQUENCE_LOSSES: frozenset[LossName] = frozenset({"gspo", "gmpo", "kto"})
+SEQUENCE_MEAN_LOSSES: frozenset[LossName] = frozenset({"gspo", "gmpo", "sapo", "kto"})
 """Losses whose paper averages over sequences; gmpo and kto have no meaning under another aggregation."""
 
 
@@ -39,8 +50,11 @@ class AdvantageConfig:
     name: AdvantageName = "grpo"
     """Which estimator; the default is what AutoRefine and Search-R1 publish."""
     epsilon: float = 1e-6
-    """Added to a standard deviation before dividing by it (grpo, reinforce_pp, reinforce_pp_baseline, gae); GRPO's
-    value."""
+    """Added to a standard deviation before dividing by it (grpo, gdpo, reinforce_pp, reinforce_pp_baseline, gae);
+    GRPO's value."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What gdpo compares in place of the reward: parts of the reward by name (``em``, ``format_valid``), each with its
+    weight; with any other advantage empty."""
     k: int | None = None
     """Samples of one try for pass_at_k, between 2 and the group's size; null means the whole group."""
     gamma: float = 1.0
@@ -52,11 +66,21 @@ class AdvantageConfig:
         require(0 < self.gamma <= 1, "advantage.gamma", self.gamma, "write a number in (0, 1]")
         require(0 <= self.lam <= 1, "advantage.lam", self.lam, "write a number in [0, 1]")
         require(self.epsilon > 0, "advantage.epsilon", self.epsilon, "write a small positive number, such as 1e-6")
+        require(
+            (self.name == "gdpo") == bool(self.parts),
+            "advantage.parts",
+            dict(self.parts),
+            "name parts of the reward with advantage.name=gdpo, such as {em: 1, f1: 0.5}, and none with another",
+        )
+        for part, weight in self.parts.items():
+            require(
+                weight != 0 and isfinite(weight), f"advantage.parts.{part}", weight, "write a weight, or leave it out"
+            )
         require(self.k is None or self.k >= 2, "advantage.k", self.k, "write 2 or more, or null for the whole group")
 
     @property
     def needs_critic(self) -> bool:
-        """Whether advantages are made by the learner from a critic's values (``token_credit.gae``)."""
+        """Whether advantages are made by the learner from a critic's values (``gae``)."""
         return self.name == "gae"
 
     @property
@@ -99,8 +123,22 @@ class CorrectionConfig:
     """Lower edge (band, reject); IcePop's value."""
     high: float = 2.0
     """Cap (truncate) or upper edge (band, reject); the value of truncated importance sampling; IcePop has 5."""
+    reject_estimator: Literal["k2", "k3"] = "k3"
+    """What measures a token's disagreement for the two bounds below: (log w)^2 / 2, or w - 1 - log w."""
+    reject_mean_above: float | None = None
+    """Whole sequences are rejected, whatever the mode, whose mean disagreement is above this; null for no bound."""
+    reject_max_above: float | None = None
+    """Whole sequences are rejected that hold one token of a larger disagreement; null for no bound."""
+
+    @property
+    def rejects_sequences(self) -> bool:
+        """Whether whole sequences may be rejected."""
+        return self.reject_mean_above is not None or self.reject_max_above is not None
 
     def __post_init__(self) -> None:
+        for key in ("reject_mean_above", "reject_max_above"):
+            bound = getattr(self, key)
+            require(bound is None or bound > 0, f"loss.correction.{key}", bound, "write a positive number, or null")
         require(self.high >= 1, "loss.correction.high", self.high, "write 1 or more, such as 2.0")
         require(0 <= self.low <= 1, "loss.correction.low", self.low, "write a number in [0, 1], such as 0.5")
 
@@ -145,7 +183,7 @@ class LossConfig:
     """Weight of undesirable sequences (kto)."""
     aggregation: Aggregation | None = None
     """How token losses become one number, with the denominators of the global batch; null is the published one:
-    token-mean, and sequence-mean-token-mean for gspo, gmpo and kto."""
+    token-mean, and sequence-mean-token-mean for gspo, gmpo, sapo and kto."""
     constant_tokens: int | None = None
     """What token-sum-constant divides each sequence's sum by (Dr.GRPO: the largest answer length, in tokens)."""
     kl_coefficient: float = 0.0
@@ -157,6 +195,9 @@ class LossConfig:
     """Weight of the entropy bonus; above 0 the entropy of every policy token carries gradient."""
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     """Importance correction of the policy term."""
+    off_policy_mask: float | None = None
+    """Bad samples (advantage below 0) are left out of the policy term where their sequence is on average this many nats
+    a token less likely now than for the engine that sampled it; null is off. DeepSeek-V3.2 trains with such a mask."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Likelihood-displacement guard."""
 
@@ -169,6 +210,12 @@ class LossConfig:
             require(getattr(self, key) > 0, f"loss.{key}", getattr(self, key), "write a positive number")
         for key in ("kto_desirable_weight", "kto_undesirable_weight", "kl_coefficient", "entropy_coefficient"):
             require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "write 0 or more")
+        require(
+            self.off_policy_mask is None or self.off_policy_mask > 0,
+            "loss.off_policy_mask",
+            self.off_policy_mask,
+            "write a positive number of nats a token, such as 0.1, or null",
+        )
         self._check_aggregation()
 
     def _check_aggregation(self) -> None:
@@ -200,7 +247,7 @@ class LossConfig:
     @property
     def reduction(self) -> Aggregation:
         """The aggregation, the published one where the key is null."""
-        published: Aggregation = "sequence-mean-token-mean" if self.name in SEQUENCE_LOSSES else "token-mean"
+        published: Aggregation = "sequence-mean-token-mean" if self.name in SEQUENCE_MEAN_LOSSES else "token-mean"
         return self.aggregation or published
 
     @property
@@ -211,9 +258,9 @@ class LossConfig:
     @property
     def needs_rollout(self) -> bool:
         """Whether the loss reads log-probs of the engine that sampled; recorded traces have none."""
-        return self.correction.mode not in (None, "none") or (
-            self.guard.coefficient > 0 and self.guard.anchor == "rollout"
-        )
+        correcting = self.correction.mode not in (None, "none") or self.correction.rejects_sequences
+        guarding = self.guard.coefficient > 0 and self.guard.anchor == "rollout"
+        return correcting or guarding or self.off_policy_mask is not None
 
     def for_staleness(self, max_staleness: int) -> LossConfig:
         """This loss with the correction that null means where samples may lag ``max_staleness`` versions behind."""

@@ -1,4 +1,4 @@
-"""DAPO's two rules outside the loss (Yu et al. 2025): which groups are worth training on, and what too long costs."""
+"""DAPO's two rules outside the loss (Yu et al. 2025): when to sample more groups, and what too long costs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.control_config import DynamicSamplingConfig, OverlongConfig
-
-
-def informative(rewards: Tensor, groups: Tensor) -> Tensor:
-    """Whether each sequence's group has rewards that differ, bool ``[s]``; others have advantage 0 for every sample."""
-    _, index = torch.unique(groups, return_inverse=True)
-    first = torch.full((len(rewards),), len(rewards), device=index.device)
-    first = first.scatter_reduce(0, index, torch.arange(len(rewards), device=index.device), "amin")
-    differs = (rewards != rewards[first[index]]).to(torch.int64)
-    return torch.zeros_like(first).index_add(0, index, differs)[index] > 0
 
 
 def sampling_decision(

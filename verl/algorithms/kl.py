@@ -16,7 +16,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KlEstim
 
     - ``k1`` = d: unbiased value, high variance; its gradient is zero in expectation
     - ``k2`` = d^2 / 2: biased value, unbiased gradient of the KL
-    - ``k3`` = exp(-d) - 1 + d: unbiased value, never negative; biased gradient
+    - ``k3`` = exp(-d) - 1 + d: unbiased value, never negative; biased gradient. Below d = -20 it stays at its value
+      there, and its gradient is 0
     - ``abs`` = |d|
     - with ``+``: the estimator's value with the gradient of k2 (straight-through)
     """
@@ -34,7 +35,9 @@ def _estimate(difference: Tensor, estimator: str) -> Tensor:
         case "k2":
             return 0.5 * difference.square()
         case "k3":
-            return torch.expm1(-difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)) + difference
+            # One clamp for both terms: the plain one left alone would pull the wrong way.
+            near = difference.clamp(min=-MAX_LOG_RATIO)
+            return torch.expm1(-near) + near
         case "abs":
             return difference.abs()
     raise ValueError(f"no KL estimator is named {estimator!r}")

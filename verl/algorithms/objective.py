@@ -14,8 +14,8 @@ from torch import Tensor
 
 from verl.algorithms.aggregation import token_weights
 from verl.algorithms.config import LossConfig, LossName
-from verl.algorithms.correction import importance_correction
-from verl.algorithms.guard import displacement_guard
+from verl.algorithms.correction import importance_correction, off_policy_mask
+from verl.algorithms.displacement import displacement_guard
 from verl.algorithms.kl import kl_estimate
 from verl.algorithms.losses import Loss, cispo, ppo_clip, reinforce, sapo, weighted_nll
 from verl.algorithms.metrics import batch_marks
@@ -67,11 +67,14 @@ def policy_objective(tokens: PolicyTokens, totals: Totals, config: LossConfig) -
 
 def _corrected(values: Tensor, tokens: PolicyTokens, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Token losses times their importance weights; without rollout log-probs (recorded traces) as they are."""
-    if config.correction.mode in (None, "none") and tokens.rollout_logprobs is None:
+    if tokens.rollout_logprobs is None and not config.needs_rollout:
         return values, {}
     rollout = tokens.given("rollout_logprobs")
-    correction = importance_correction(tokens.old_logprobs, rollout, tokens.sequence, config.correction)
-    return values * correction.weights, correction.marks
+    weights, marks = importance_correction(tokens.old_logprobs, rollout, tokens.sequence, config.correction)
+    if config.off_policy_mask is not None:
+        kept = off_policy_mask(tokens, config.off_policy_mask)
+        weights, marks = weights * kept, {**marks, "off_policy_fraction": 1 - kept}
+    return values * weights, marks
 
 
 def _regularizers(tokens: PolicyTokens, config: LossConfig) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -88,7 +91,10 @@ def _regularizers(tokens: PolicyTokens, config: LossConfig) -> tuple[Tensor | No
         marks["entropy"] = entropy.detach()
         terms += [-config.entropy_coefficient * entropy] if config.entropy_coefficient > 0 else []
     if config.guard.coefficient > 0:
-        anchor = tokens.given("rollout_logprobs") if config.guard.anchor == "rollout" else tokens.old_logprobs
+        anchor = tokens.old_logprobs
+        if config.guard.anchor == "rollout":
+            rollout = tokens.given("rollout_logprobs")
+            anchor = rollout.where(rollout.isfinite(), anchor)
         guard = displacement_guard(tokens, anchor.detach())
         marks |= {"guard": guard.values.detach(), "guard_fraction": guard.active}
         terms.append(config.guard.coefficient * guard.values)

@@ -29,8 +29,8 @@ def pack(lengths: Sequence[int], cap: int, ranks: int = 1, costs: Sequence[float
     for index, length in enumerate(lengths):
         if length > cap:
             raise UserError(
-                f"sequence {index} has {length} tokens, max_tokens_per_microbatch is {cap}: "
-                "raise it or shorten the context"
+                f"sequence {index} has {length} tokens, a micro-batch holds {cap} (learner.max_tokens_per_microbatch x "
+                "learner.sequence_ranks): raise one of them or shorten the context"
             )
     fewest = _best_fit_count(lengths, cap)
     count = max(ranks, -(-fewest // ranks) * ranks)

@@ -23,10 +23,6 @@ class TrainingSample:
     """Credit of each token (or the weight of each token for ``weighted_nll``); 0 where the mask is False."""
     rollout_logprobs: FloatArray
     """Log-prob under the distribution that sampled; 0 where the mask is False (and everywhere for recorded traces)."""
-    group: int = 0
-    """Index of its group within the batch: samples of one task share it."""
-    staleness: int = 0
-    """Weight versions between its oldest token and the weights being trained; 0 when exactly on-policy."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -37,19 +33,14 @@ class TrainingSample:
         return int(self.policy_mask.sum())
 
     @classmethod
-    def from_trajectory(
-        cls, trajectory: Trajectory, advantages: FloatArray | float, *, group: int = 0, version: int = 0
-    ) -> TrainingSample:
-        """Read a trajectory; a scalar ``advantages`` is given to every policy token. ``version`` is the learner's."""
+    def from_trajectory(cls, trajectory: Trajectory, advantages: FloatArray | float) -> TrainingSample:
+        """Read a trajectory; a scalar ``advantages`` is given to every policy token."""
         if trajectory.outcome == "aborted":
             raise ValueError(f"task {trajectory.task_id}: an aborted trajectory must never be trained on")
         mask = trajectory.policy_mask()
-        oldest = trajectory.oldest_version()
         return cls(
             token_ids=trajectory.token_ids(),
             policy_mask=mask,
             advantages=np.where(mask, np.asarray(advantages, dtype=np.float32), np.float32(0)),
             rollout_logprobs=trajectory.rollout_logprobs(),
-            group=group,
-            staleness=0 if oldest is None else version - oldest,
         )

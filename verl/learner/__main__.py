@@ -61,8 +61,8 @@ def read_samples(path: Path, config: AdvantageConfig) -> list[TrainingSample]:
         rewards = torch.tensor([trajectory.reward for trajectory in usable], dtype=torch.float64)
         lengths = torch.tensor([trajectory.num_policy_tokens for trajectory in usable])
         advantages = group_advantages(rewards, torch.tensor(groups), config, lengths=lengths)
-    rows = zip(usable, advantages.tolist(), groups, strict=True)
-    return [TrainingSample.from_trajectory(t, advantage, group=group) for t, advantage, group in rows]
+    rows = zip(usable, advantages.tolist(), strict=True)
+    return [TrainingSample.from_trajectory(trajectory, advantage) for trajectory, advantage in rows]
 
 
 def join_group() -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.token_credit import gae_advantages
+from verl.algorithms.gae import gae_advantages
 from verl.algorithms.tokens import Totals
 from verl.algorithms.value_loss import explained_variance, value_objective
 from verl.data.batch import PackedBatch

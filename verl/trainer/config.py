@@ -61,7 +61,8 @@ class TrainerConfig:
     dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     """More tasks for a step whose groups have equal rewards."""
     drop_uniform_groups: bool = False
-    """Leave out groups whose rewards are all equal: they carry no gradient, only the batch's normaliser changes."""
+    """Leave out groups with nothing to compare, their rewards (with overlong penalty), gdpo's parts and turn credit all
+    equal: they carry no gradient, only the batch's normaliser changes."""
     loss: LossConfig = field(default_factory=LossConfig)
     """LOSS: advantages to gradients."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)

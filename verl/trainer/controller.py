@@ -24,10 +24,10 @@ from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
 from verl.tracking import Tracker
 from verl.trainer.alarms import watch
+from verl.trainer.assign import Assigner
 from verl.trainer.buffer import GroupBuffer
 from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
-from verl.trainer.credit import Credit
 from verl.trainer.evaluator import Describe, Evaluator, check_alive
 from verl.trainer.ledger import Ledger
 from verl.trainer.phases import reinforcement_phase, warmup_phase
@@ -35,6 +35,7 @@ from verl.trainer.producer import GroupProducer
 from verl.trainer.refill import Refill
 from verl.trainer.run_folder import RunFolder
 from verl.trainer.saver import Saver
+from verl.trainer.shaping import Shaping
 from verl.trainer.state import Best, LoopState
 from verl.trainer.summary import summarize
 from verl.trainer.weights import WeightSync
@@ -92,10 +93,9 @@ class Controller:
         self._saver = Saver(folder, learners, keep=trainer.keep_checkpoints, background=trainer.save_in_background)
         self._evaluator = Evaluator(pool, describe)
         config, sampling = settings.trainer, settings.sampling
-        self._refill = Refill(pool, data.train, config, sampling, settings.seed)
-        self._credit = Credit(
-            learners, config, temperature=sampling.temperature, max_policy_tokens=settings.max_policy_tokens
-        )
+        shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit)
+        self._refill = Refill(pool, data.train, config, shaping, sampling, settings.seed)
+        self._assigner = Assigner(learners, config, shaping, sampling.temperature)
         self.state = LoopState()
         self._shares = BusyShares()
         self._last_step_end = time.monotonic()
@@ -168,7 +168,7 @@ class Controller:
         groups, refilled = await self._refill.complete(groups, state.step)
         metrics = {**summarize(groups), **refilled, "seconds/rollout": clock.lap()}
         async with self._pool.resting():
-            samples, assigned = await self._credit.samples(groups, buffer.version, state)
+            samples, assigned = await self._assigner.samples(groups, state)
             metrics |= assigned
             if samples:
                 metrics |= await self._learners.update(samples, self._settings.sampling.temperature)

@@ -15,18 +15,25 @@ from verl.data.order import EpochOrder
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
-from verl.trainer.assign import informative_groups
 from verl.trainer.config import TrainerConfig
 from verl.trainer.producer import train_request
+from verl.trainer.shaping import Shaping, informative_groups
 
 
 class Refill:
     """Completes the groups of a step."""
 
     def __init__(
-        self, pool: RolloutPool, tasks: Sequence[Task], config: TrainerConfig, sampling: Sampling, seed: int
+        self,
+        pool: RolloutPool,
+        tasks: Sequence[Task],
+        config: TrainerConfig,
+        shaping: Shaping,
+        sampling: Sampling,
+        seed: int,
     ) -> None:
         self._pool = pool
+        self._shaping = shaping
         self._config = config
         self._sampling = sampling
         self._order = EpochOrder(tasks, seed, "refill", distinct=config.prompts_per_step)
@@ -40,14 +47,17 @@ class Refill:
         if not config.enabled:
             return groups, {}
         found, rounds, first = list(groups), 0, len(groups)
-        useful = sum(informative_groups(found))
+        useful = self._useful(found)
         while sampling_decision(useful, wanted, rounds, config) == "refill":
             more = await self._play(step * config.max_refills + rounds, wanted - useful)
-            useful += sum(informative_groups(more))
+            useful += self._useful(more)
             found += more
             rounds += 1
         counts = {"refills": rounds, "refilled_groups": len(found) - first, "lacking_groups": max(0, wanted - useful)}
         return found, {name: float(count) for name, count in counts.items()}
+
+    def _useful(self, groups: Sequence[Group]) -> int:
+        return sum(informative_groups(groups, self._config.advantage, self._shaping))
 
     async def _play(self, place: int, count: int) -> list[Group]:
         """Round ``place`` of all rounds of the run; each has room for a whole step."""

@@ -6,9 +6,27 @@ from collections.abc import Sequence
 
 from verl.rollout.groups import Group
 
+RESERVED = frozenset(
+    [
+        "n",
+        "aborted",
+        "truncated",
+        "greedy_aborted",
+        "greedy_reward",
+        "reward",
+        "turns",
+        "policy_tokens",
+        "tokens",
+        "calls",
+        "empty_calls",
+    ]
+)
+"""What ``summarize`` itself counts: no part of a reward may have such a name."""
+
 
 def summarize(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over usable episodes (``reward``, each reward part, ``turns``, lengths) and counts over all of them."""
+    """Means over usable episodes (``reward``, ``turns``, lengths; each reward part over those that have it) and counts
+    over all of them."""
     everyone = [trajectory for group in groups for trajectory in group.trajectories]
     usable = [trajectory for group in groups for trajectory in group.usable]
     result = {
@@ -23,8 +41,11 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
         result["greedy_reward"] = sum(scored) / max(1, len(scored))
     if not usable:
         return result
-    for name in usable[0].reward_parts:
-        result[name] = sum(trajectory.reward_parts[name] for trajectory in usable) / len(usable)
+    parts: dict[str, list[float]] = {}
+    for trajectory in usable:
+        for name, value in trajectory.reward_parts.items():
+            parts.setdefault(name, []).append(value)
+    result = {**{name: sum(values) / len(values) for name, values in parts.items()}, **result}
     result["reward"] = sum(trajectory.reward or 0.0 for trajectory in usable) / len(usable)
     result["turns"] = sum(trajectory.num_turns for trajectory in usable) / len(usable)
     result["policy_tokens"] = sum(trajectory.num_policy_tokens for trajectory in usable) / len(usable)

@@ -14,7 +14,7 @@ import pytest
 
 from search_agent.protocols import autorefine
 from search_agent.rewards import em
-from search_agent.rewards.checked import name_scoring, score_here
+from search_agent.rewards.checked import checked, name_scoring, score_here
 from search_agent.rewards.pool import Config, RewardPool, build, reward_function
 from verl.config.build import Plugin
 from verl.data.tasks import Task
@@ -99,6 +99,12 @@ def test_every_misbehaviour_is_named_and_the_pool_goes_on(make: Callable[..., Re
         with pytest.raises(UserError, match=message):
             pool(TASK, episode(answer))
         assert pool(TASK, episode("mara")).reward == 1
+
+
+@pytest.mark.parametrize("name", ["n", "aborted", "reward"])
+def test_a_part_with_the_name_of_a_count_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"reward r: its part '{name}' has the name of a number that every step counts"):
+        checked(Score(1.0, {"em": 1.0, name: 2.0}), "reward r")
 
 
 async def test_the_event_loop_serves_others_while_a_reward_hangs(make: Callable[..., RewardPool]) -> None:

@@ -20,13 +20,19 @@ GROUPS = torch.tensor([7, 2, 7, 7, 2, 7])
 LENGTHS = torch.tensor([2, 3, 4, 1, 1, 1])
 GREEDY = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0], dtype=torch.float64)
 SEQUENCE_LEVEL: list[AdvantageName] = [name for name in get_args(AdvantageName) if name != "gae"]
-GROUP_RELATIVE: list[AdvantageName] = [name for name in SEQUENCE_LEVEL if AdvantageConfig(name).needs_group]
+GROUP_RELATIVE: list[AdvantageName] = [name for name in SEQUENCE_LEVEL if name not in ("reinforce_pp", "remax")]
 
 
 def advantages(name: AdvantageName, rewards: torch.Tensor = REWARDS, groups: torch.Tensor = GROUPS) -> torch.Tensor:
     lengths = LENGTHS if len(rewards) == len(LENGTHS) else torch.ones(len(rewards), dtype=torch.int64)
     greedy = GREEDY if len(rewards) == len(GREEDY) else torch.zeros(len(rewards))
-    return group_advantages(rewards, groups, AdvantageConfig(name), lengths=lengths, greedy_rewards=greedy)
+    parts = {"em": rewards.clamp(max=1), "hit": rewards.square()}
+    return group_advantages(rewards, groups, config(name), lengths=lengths, greedy_rewards=greedy, parts=parts)
+
+
+def config(name: AdvantageName) -> AdvantageConfig:
+    """With two parts for gdpo."""
+    return AdvantageConfig(name, parts={"em": 1.0, "hit": 0.5} if name == "gdpo" else {})
 
 
 def whitened(values: list[float], lengths: list[int]) -> list[float]:
@@ -37,11 +43,24 @@ def whitened(values: list[float], lengths: list[int]) -> list[float]:
     return [(value - mean) / (deviation + 1e-6) for value in values]
 
 
+def standardised(values: list[float]) -> list[float]:
+    """Of one group: less the mean, by the unbiased deviation."""
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return [(value - mean) / (deviation + 1e-6) for value in values]
+
+
 CENTRED = [0.5, 1.0, -0.5, 0.0, -1.0, 0.0]
+# gdpo, of rewards capped at 1 (group 2 is then all equal: 0) and half of their squares; group 7 at places 0, 2, 3, 5.
+CAPPED, SQUARED = standardised([1.0, 0.0, 0.5, 0.5]), standardised([1.0, 0.0, 0.25, 0.25])
+NINE_AND_ONE = standardised([9.0, 1.0])
+SEVEN = [first + 0.5 * second for first, second in zip(CAPPED, SQUARED, strict=True)]
+SUMMED = [SEVEN[0], 0.5 * NINE_AND_ONE[0], SEVEN[1], SEVEN[2], 0.5 * NINE_AND_ONE[1], SEVEN[3]]
 DEVIATIONS = [math.sqrt(1 / 6) if group == 7 else math.sqrt(2) for group in GROUPS]
 EXPECTED: dict[AdvantageName, list[float]] = {
     "grpo": [c / (d + 1e-6) for c, d in zip(CENTRED, DEVIATIONS, strict=True)],
     "dr_grpo": CENTRED,
+    "gdpo": whitened(SUMMED, [1] * 6),
     "rloo": [1.0 - 1 / 3, 3.0 - 1.0, 0.0 - 2 / 3, 0.5 - 0.5, 1.0 - 3.0, 0.5 - 0.5],  # less the mean of the others
     "reinforce_pp": whitened(REWARDS.tolist(), LENGTHS.tolist()),
     "reinforce_pp_baseline": whitened(CENTRED, LENGTHS.tolist()),
@@ -75,7 +94,12 @@ def test_a_group_of_one_gives_no_signal(name: AdvantageName) -> None:
 def test_order_and_group_ids_do_not_matter(name: AdvantageName) -> None:
     order = torch.tensor([3, 5, 0, 4, 2, 1])
     shuffled = group_advantages(
-        REWARDS[order], 100 - GROUPS[order], AdvantageConfig(name), lengths=LENGTHS[order], greedy_rewards=GREEDY[order]
+        REWARDS[order],
+        100 - GROUPS[order],
+        config(name),
+        lengths=LENGTHS[order],
+        greedy_rewards=GREEDY[order],
+        parts={"em": REWARDS[order].clamp(max=1), "hit": REWARDS[order].square()},
     )
     torch.testing.assert_close(shuffled, advantages(name)[order], rtol=0, atol=1e-12)
 
@@ -122,18 +146,56 @@ def test_pass_at_k_of_a_group_that_lost_samples_draws_all_it_has() -> None:
         ("reinforce_pp", "lengths"),
         ("reinforce_pp_baseline", "lengths"),
         ("remax", "greedy_rewards"),
+        ("gdpo", "parts"),
     ],
 )
 def test_a_missing_input_is_named(name: AdvantageName, missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
-        group_advantages(REWARDS, GROUPS, AdvantageConfig(name))
+        group_advantages(REWARDS, GROUPS, config(name))
 
 
 def test_gae_is_not_a_sequence_advantage() -> None:
-    with pytest.raises(ValueError, match=r"token_credit\.gae"):
+    with pytest.raises(ValueError, match=r"gae\.gae_advantages"):
         advantages("gae")
 
 
 @pytest.mark.parametrize("name", SEQUENCE_LEVEL)
 def test_an_empty_batch_is_empty(name: AdvantageName) -> None:
     assert advantages(name, REWARDS[:0], GROUPS[:0]).shape == (0,)
+
+
+def test_gdpo_tells_apart_what_a_sum_of_rewards_confounds() -> None:
+    """The paper's example: rewards (0, 1) and (0, 2) of two parts look alike to grpo, and not to gdpo."""
+    first, second = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    groups = torch.tensor([0, 0, 1, 1])
+    together = group_advantages(first + second, groups, AdvantageConfig("grpo"))
+    assert together[:2].tolist() == pytest.approx(together[2:].tolist(), rel=1e-5)
+    config = AdvantageConfig("gdpo", parts={"a": 1.0, "b": 1.0})
+    apart = group_advantages(first + second, groups, config, parts={"a": first, "b": second})
+    # Sums of normalised parts: +-1/sqrt 2 and +-sqrt 2; their unbiased deviation over the batch is sqrt(5/3).
+    unit = math.sqrt(0.5) / math.sqrt(5 / 3)
+    assert apart.tolist() == pytest.approx([-unit, unit, -2 * unit, 2 * unit], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SEQUENCE_LEVEL if name != "remax"])
+@pytest.mark.parametrize("coefficient", [1e-3, 1e-5])
+def test_what_kl_takes_off_equal_rewards_stays_as_small_as_its_coefficient(
+    name: AdvantageName, coefficient: float
+) -> None:
+    kl = torch.tensor([0.4, 2.0, 0.9, 1.3, 0.1, 0.2], dtype=torch.float64)
+    result = group_advantages(
+        torch.zeros(6, dtype=torch.float64),
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        config(name),
+        lengths=LENGTHS,
+        parts=dict.fromkeys(("em", "hit"), torch.zeros(6)),
+        added=-coefficient * kl,
+    )
+    assert 0 < float(result.abs().max()) <= 3 * coefficient, "not the size of an advantage, whatever the coefficient"
+    assert result[0] > result[1], "the one that strayed less is preferred"
+
+
+def test_grpo_centres_kl_and_divides_rewards_alone() -> None:
+    kl = torch.tensor([-0.1, -0.3], dtype=torch.float64)
+    result = group_advantages(torch.tensor([1.0, 0.0]).double(), torch.tensor([0, 0]), AdvantageConfig(), added=kl)
+    assert result.tolist() == pytest.approx([2**-0.5 + 0.1, -(2**-0.5) - 0.1], rel=1e-5)

@@ -45,6 +45,12 @@ PACKAGE = Path(verl.algorithms.__file__).parent
         (lambda: LossConfig(aggregation="token-sum-constant", constant_tokens=0), "loss.constant_tokens"),
         (lambda: CorrectionConfig(high=0.5), "loss.correction.high"),
         (lambda: CorrectionConfig(low=2.0), "loss.correction.low"),
+        (lambda: CorrectionConfig(reject_mean_above=0), "loss.correction.reject_mean_above"),
+        (lambda: CorrectionConfig(reject_max_above=-1), "loss.correction.reject_max_above"),
+        (lambda: LossConfig(off_policy_mask=0), "loss.off_policy_mask"),
+        (lambda: AdvantageConfig("gdpo"), "advantage.parts"),
+        (lambda: AdvantageConfig("grpo", parts={"em": 1.0}), "advantage.parts"),
+        (lambda: AdvantageConfig("gdpo", parts={"em": 0.0}), "advantage.parts.em"),
         (lambda: GuardConfig(coefficient=-0.2), "loss.guard.coefficient"),
         (lambda: ValueLossConfig(clip=0), "value_loss.clip"),
         (lambda: TurnCreditConfig(coefficient=-1), "turn_credit.coefficient"),
@@ -68,6 +74,10 @@ def test_null_means_the_published_value() -> None:
     assert LossConfig(clip_high=0.28).clip == (0.2, 0.28)
     assert LossConfig(name="gspo").clip == (3e-4, 4e-4)
     assert LossConfig(name="gspo", clip_low=0.1).clip == (0.1, 4e-4)
+    assert LossConfig().reduction == "token-mean"
+    for name in ("sapo", "gspo", "gmpo", "kto"):
+        assert LossConfig(name=name).reduction == "sequence-mean-token-mean"
+    assert LossConfig(name="sapo", aggregation="token-mean").reduction == "token-mean"
 
 
 def test_what_a_loss_needs() -> None:
@@ -77,6 +87,8 @@ def test_what_a_loss_needs() -> None:
     assert not LossConfig(guard=GuardConfig(coefficient=0.2)).needs_rollout
     assert LossConfig(guard=GuardConfig(coefficient=0.2, anchor="rollout")).needs_rollout
     assert LossConfig(correction=CorrectionConfig(mode="band")).needs_rollout
+    assert LossConfig(correction=CorrectionConfig(reject_max_above=1.0)).needs_rollout
+    assert LossConfig(off_policy_mask=0.1).needs_rollout
 
 
 def test_groups_that_give_no_signal_are_refused() -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verl.algorithms.advantages import group_advantages
+from verl.algorithms.advantages import differs, group_advantages
 from verl.algorithms.config import AdvantageConfig
 from verl.algorithms.control_config import DynamicSamplingConfig, OverlongConfig
-from verl.algorithms.dapo import informative, overlong_penalty, sampling_decision
+from verl.algorithms.dapo import overlong_penalty, sampling_decision
 
 
 def test_only_groups_whose_rewards_differ_are_informative() -> None:
     rewards, groups = torch.tensor([1.0, 0.1, 0.0, 0.1, 0.1, 1.0]), torch.tensor([5, 3, 5, 3, 3, 8])
-    assert informative(rewards, groups).tolist() == [True, False, True, False, False, False]
-    assert informative(rewards[:0], groups[:0]).tolist() == []
+    assert differs(rewards, groups).tolist() == [True, False, True, False, False, False]
+    assert differs(rewards[:0], groups[:0]).tolist() == []
 
 
 def test_what_is_dropped_had_no_gradient_anyway() -> None:
     generator = torch.Generator().manual_seed(3)
     rewards = torch.randint(0, 2, (64,), generator=generator).float()
     groups = torch.arange(16).repeat(4)
-    dropped = ~informative(rewards, groups)
+    dropped = ~differs(rewards, groups)
     assert dropped.any()
     assert not group_advantages(rewards, groups, AdvantageConfig("grpo"))[dropped].any()
 

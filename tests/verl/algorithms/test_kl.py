@@ -68,3 +68,12 @@ def test_the_gradient_of_k1_is_zero_in_expectation() -> None:
 def test_k3_stays_finite_where_the_models_disagree_wildly() -> None:
     kl = kl_estimate(torch.tensor([-900.0, 0.0]), torch.tensor([0.0, -900.0]), "k3")
     assert torch.isfinite(kl).all()
+
+
+@pytest.mark.parametrize("d", [-15.0, -20.0, -21.0, -900.0, 21.0, 900.0])
+def test_k3_never_pulls_the_wrong_way_and_is_capped(d: float) -> None:
+    logprobs = torch.tensor(d, dtype=torch.float64, requires_grad=True)
+    value = kl_estimate(logprobs, torch.zeros((), dtype=torch.float64), "k3")
+    slope = float(torch.autograd.grad(value, logprobs)[0])
+    assert slope * d >= 0, "the KL falls towards the reference"
+    assert 0 <= float(value.detach()) <= max(math.exp(20), d)

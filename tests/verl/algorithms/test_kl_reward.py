@@ -28,3 +28,10 @@ def test_the_controller_brings_a_drifting_policy_to_its_target() -> None:
     for _ in range(200):
         coefficient = next_coefficient(coefficient, 0.002 / coefficient, 500, config)
     assert 0.002 / coefficient == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("sequences", [10_000, 50_000, 1_000_000])
+def test_a_step_longer_than_the_horizon_moves_the_coefficient_by_a_fifth_at_most(sequences: int) -> None:
+    config = KlRewardConfig(coefficient=0.001, controller="adaptive", target=0.1, horizon_sequences=10_000)
+    assert next_coefficient(0.001, 0.0, sequences, config) == pytest.approx(0.0008)
+    assert next_coefficient(0.001, 9.0, sequences, config) == pytest.approx(0.0012)

@@ -30,9 +30,10 @@ def credit(rewards: Tensor, loss: LossName, advantage: AdvantageName) -> Tensor:
     return group_advantages(
         rewards,
         torch.arange(GROUPS).repeat_interleave(SAMPLES),
-        AdvantageConfig(advantage),
+        AdvantageConfig(advantage, parts={"reward": 1.0} if advantage == "gdpo" else {}),
         lengths=torch.full((SEQUENCES,), DRAWS),
         greedy_rewards=torch.full((SEQUENCES,), 0.4),
+        parts={"reward": rewards},
     )
 
 

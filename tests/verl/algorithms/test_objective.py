@@ -20,6 +20,7 @@ CORRECTIONS = (
     CorrectionConfig(mode="truncate", level="token", high=1.1),
     CorrectionConfig(mode="band", level="sequence"),
     CorrectionConfig(mode="reject", level="sequence-mean", low=0.9, high=1.2),
+    CorrectionConfig(mode="truncate", reject_mean_above=0.05, reject_max_above=0.15),
 )
 
 
@@ -34,6 +35,7 @@ def full_config(name: LossName, aggregation: Aggregation | None = None, correcti
         entropy_coefficient=0.01,
         correction=CORRECTIONS[correction],
         guard=GuardConfig(coefficient=0.2),
+        off_policy_mask=0.1 if correction == 4 else None,
     )
 
 
@@ -102,7 +104,8 @@ def test_the_gradient_is_the_derivative_of_the_value(batch: PolicyTokens, totals
 @pytest.mark.parametrize("name", ["ppo_clip", "cispo", "sapo", "reinforce"])
 def test_on_policy_every_policy_gradient_is_reinforce(batch: PolicyTokens, totals: Totals, name: LossName) -> None:
     tokens = replace(batch, old_logprobs=batch.logprobs.detach(), rollout_logprobs=None)
-    slope = torch.autograd.grad(policy_objective(tokens, totals, LossConfig(name=name)).loss, batch.logprobs)[0]
+    config = LossConfig(name=name, aggregation="token-mean")
+    slope = torch.autograd.grad(policy_objective(tokens, totals, config).loss, batch.logprobs)[0]
     torch.testing.assert_close(slope, -tokens.advantages / totals.policy_tokens, rtol=1e-12, atol=0)
 
 

@@ -60,5 +60,5 @@ def test_no_sequences_give_every_rank_one_empty_microbatch() -> None:
 
 
 def test_sequence_above_the_cap_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"sequence 1 has 11 tokens, max_tokens_per_microbatch is 10"):
+    with pytest.raises(UserError, match=r"sequence 1 has 11 tokens, a micro-batch holds 10"):
         pack([3, 11], 10)

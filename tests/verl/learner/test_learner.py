@@ -197,7 +197,7 @@ def test_nothing_to_train_on_and_too_long_sequences_are_refused(model_folder: Pa
     learner = started(model_folder, replace(EXACT, max_tokens_per_microbatch=8))
     with pytest.raises(ValueError, match="nothing to train on"):
         learner.update([])
-    with pytest.raises(UserError, match="max_tokens_per_microbatch is 8"):
+    with pytest.raises(UserError, match="a micro-batch holds 8"):
         learner.update(make_samples(3, longest=40))
 
 

@@ -11,6 +11,7 @@ from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
 from verl.trainer.config import TrainerConfig
 from verl.trainer.refill import Refill
+from verl.trainer.shaping import Shaping
 from verl.trajectory import Trajectory
 
 TASKS = [Task(str(number), "q", ("a",)) for number in range(30)]
@@ -36,7 +37,7 @@ class FakePool:
 def refill(pool: Any, *, enabled: bool = True) -> Refill:
     sampling = DynamicSamplingConfig(enabled=enabled, max_refills=3)
     config = TrainerConfig(steps=10, prompts_per_step=4, dynamic_sampling=sampling)
-    return Refill(pool, TASKS, config, Sampling(), seed=0)
+    return Refill(pool, TASKS, config, Shaping(), Sampling(), seed=0)
 
 
 STEP = [played(n, TASKS[n], 1.0, float(n % 2)) for n in range(4)]  # 0 and 2 say something

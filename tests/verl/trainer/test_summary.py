@@ -11,7 +11,7 @@ from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trainer.alarms import watch
 from verl.trainer.state import LoopState
-from verl.trainer.summary import summarize
+from verl.trainer.summary import RESERVED, summarize
 from verl.trajectory import ToolCall, ToolResult, Trajectory
 
 FOUND, NOTHING = ToolCall("search", "who", (ToolResult("1", 1.0, "t"),)), ToolCall("search", "who")
@@ -48,3 +48,22 @@ def test_a_step_whose_every_search_shows_nothing_is_told(
     with caplog.at_level(logging.WARNING):
         assert ("alarm/empty_calls" in watch(metrics, LoopState(step=6), AlarmConfig())) == told
     assert ("step 7: each of its 8 calls showed nothing" in caplog.text) == told
+
+
+def with_parts(**parts: float) -> Trajectory:
+    trajectory = episode()
+    trajectory.reward_parts = parts
+    return trajectory
+
+
+def test_a_part_that_only_some_episodes_have_is_averaged_over_those() -> None:
+    metrics = summarize(step(with_parts(em=1.0), with_parts(em=0.0, hops=2.0), with_parts()))
+    assert (metrics["em"], metrics["hops"], metrics["n"]) == (0.5, 2.0, 3.0)
+
+
+def test_counts_are_reserved_names_that_no_part_overwrites() -> None:
+    task = Task("t", "q", ("a",))
+    counted = summarize([Group(0, task, [episode(FOUND)], episode())])
+    assert set(counted) == RESERVED
+    claimed = summarize([Group(0, task, [with_parts(**dict.fromkeys(RESERVED, 77.0))], episode())])
+    assert 77.0 not in claimed.values()

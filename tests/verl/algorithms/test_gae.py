@@ -1,4 +1,4 @@
-"""Token credit against hand-worked cases and a plain recursion that walks over observations."""
+"""Returns and GAE against hand-worked cases and a plain recursion that walks over observations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from verl.algorithms.advantages import whiten
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.token_credit import discounted_returns, gae, gae_advantages, whiten
+from verl.algorithms.gae import discounted_returns, gae, gae_advantages
 from verl.algorithms.tokens import gather_policy, scatter_policy
 
 

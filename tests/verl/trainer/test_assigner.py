@@ -14,8 +14,9 @@ from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trainer.alarms import watch
+from verl.trainer.assign import Assigner
 from verl.trainer.config import TrainerConfig
-from verl.trainer.credit import Credit
+from verl.trainer.shaping import Shaping
 from verl.trainer.state import LoopState
 from verl.trajectory import Trajectory
 
@@ -36,17 +37,17 @@ class FakeLearners:
         return [np.where(s.policy_mask, 0.5 * (i == 0), 0).astype(np.float32) for i, s in enumerate(samples)]
 
 
-def credit(kl: KlRewardConfig) -> Credit:
+def assigner(kl: KlRewardConfig) -> Assigner:
     config = TrainerConfig(advantage=AdvantageConfig(name="dr_grpo"), kl_reward=kl)
     learners: Any = FakeLearners()
-    return Credit(learners, config, temperature=0.7, max_policy_tokens=10)
+    return Assigner(learners, config, Shaping(), 0.7)
 
 
 GROUPS = [Group(0, Task("task", "q", ("a",)), [episode(1.0, 0), episode(1.0, 1)])]
 
 
 async def test_the_kl_of_an_episode_comes_off_its_reward() -> None:
-    samples, metrics = await credit(KlRewardConfig(coefficient=0.1)).samples(GROUPS, 0, LoopState())
+    samples, metrics = await assigner(KlRewardConfig(coefficient=0.1)).samples(GROUPS, LoopState())
     assert [sample.advantages[-1] for sample in samples] == pytest.approx([-0.05, 0.05])  # 0.9 and 1.0
     assert metrics["kl_reward"] == pytest.approx(0.25)
     assert metrics["kl_reward_coefficient"] == 0.1
@@ -55,15 +56,15 @@ async def test_the_kl_of_an_episode_comes_off_its_reward() -> None:
 async def test_the_adaptive_coefficient_goes_on_from_the_loops_state() -> None:
     kl = KlRewardConfig(coefficient=0.1, controller="adaptive", target=0.1, horizon_sequences=10)
     state = LoopState()
-    await credit(kl).samples(GROUPS, 0, state)
+    await assigner(kl).samples(GROUPS, state)
     assert state.kl_coefficient == pytest.approx(0.1 * (1 + 0.2 * 2 / 10)), "above target by more than 20 %"
     resumed = LoopState.from_json(state.to_json())
-    _, metrics = await credit(kl).samples(GROUPS, 1, resumed)
+    _, metrics = await assigner(kl).samples(GROUPS, resumed)
     assert metrics["kl_reward_coefficient"] == state.kl_coefficient
 
 
 async def test_without_it_the_learner_is_not_asked() -> None:
-    samples, metrics = await credit(KlRewardConfig()).samples(GROUPS, 0, LoopState())
+    samples, metrics = await assigner(KlRewardConfig()).samples(GROUPS, LoopState())
     assert "kl_reward" not in metrics
     assert [sample.advantages[-1] for sample in samples] == [0, 0]
 

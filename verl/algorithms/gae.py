@@ -1,4 +1,4 @@
-"""Credit token by token or turn by turn, over policy tokens alone: observations are not there to be passed.
+"""Returns and generalised advantage estimation, over policy tokens alone: observations are not there to be passed.
 
 All tensors are ``[n]`` over policy tokens (``[m]`` over turns), sequences contiguous and whole, on the whole batch.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verl.algorithms.advantages import whiten
 from verl.algorithms.config import AdvantageConfig
 from verl.algorithms.tokens import runs
 
@@ -49,10 +50,3 @@ def gae_advantages(rewards: Tensor, values: Tensor, sequence: Tensor, config: Ad
     """
     advantages, returns = gae(rewards, values, sequence, gamma=config.gamma, lam=config.lam)
     return whiten(advantages, config.epsilon), returns
-
-
-def whiten(values: Tensor, epsilon: float) -> Tensor:
-    """Mean 0 and unbiased deviation 1 over the policy tokens of the whole batch, ``[n]``."""
-    if len(values) < 2:
-        return torch.zeros_like(values)
-    return (values - values.mean()) / (values.std() + epsilon)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl.algorithms.guard import displacement_guard
+from verl.algorithms.displacement import displacement_guard
 from verl.algorithms.tokens import PolicyTokens
 
 Make = Callable[..., PolicyTokens]
