@@ -67,5 +67,5 @@ def build(config: Config, protocol: SearchProtocol) -> RewardFunction:
 
 def _passages(trajectory: Trajectory) -> str:
     """What searches showed, with the tags around it set apart from its words."""
-    shown = (s for s in trajectory.segments if any(call.results for call in s.calls))
+    shown = (s for s in trajectory.segments if any(call.failure is None for call in s.calls))
     return re.sub(r"<[^<>]*>", " ", " ".join(segment.text for segment in shown))
