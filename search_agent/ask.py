@@ -54,8 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     with apart_from_logs(logs / "ask.log") as stream:
         console = plain_console(stream)
 
+        protocol = config.protocol.build()
+
         def show(kind: str, text: str) -> None:
-            console.print(in_colour(kind, text), end="", soft_wrap=True)
+            console.print(in_colour(kind, text, protocol), end="", soft_wrap=True)
 
         with spinner(console, f"loading {config.model}"):
             session = Session(config, logs)

@@ -40,9 +40,10 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
         from search_agent.curves import draw_curves
 
         draw_curves(read_metrics(folder.metrics), picture, warmup_steps=config.warmup.steps)
+    protocol = config.protocol.build()
     for title, trajectory in pick_samples(folder):
         console.print(Text(f"\n{title}", style="bold"))
-        console.print(transcript(trajectory))
+        console.print(transcript(trajectory, protocol))
     say(console, f"\ncurves: {picture}", *next_commands(folder, config))
 
 

@@ -6,11 +6,10 @@ for its keys. The run is not changed: the new scores go to ``RUN/rescored/<rewar
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from verl.config.compose import CONFIG_DIR
 from verl.config.nearest import nearest
 from verl.data.tasks import Task
 from verl.errors import UserError
+from verl.rollout.episodes import episode_files, read_episodes, stage_and_step
 from verl.rollout.interfaces import Score
 from verl.trajectory import Trajectory
 
@@ -60,9 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     run, overrides = read_arguments(arguments)
     config = run_config(run, overrides)
     source: Source = config.data.build(out=DATA_ROOT, seed=config.seed)
-    files = sorted((run / "trajectories").glob("*.jsonl.gz"))
-    if not files:
-        raise UserError(f"{run / 'trajectories'} holds no trajectories: nothing to score again")
+    files = episode_files(run)
     tasks = task_reader(source)
     score = scorer(config)
     rescored = {file.name: score_file(file, tasks(file.name), score) for file in files}
@@ -135,22 +133,12 @@ def score_file(
     file: Path, tasks: Mapping[str, Task], score: Callable[[list[tuple[Task, Trajectory]]], list[Score]]
 ) -> list[Rescored]:
     """Score one file's trajectories; those that infrastructure aborted are left out, as in training."""
-    kept = [trajectory for trajectory in read_trajectories(file) if trajectory.outcome != "aborted"]
+    kept = [one.trajectory for one in read_episodes(file) if one.trajectory.outcome != "aborted"]
     unknown = [trajectory.task_id for trajectory in kept if trajectory.task_id not in tasks]
     if unknown:
         raise UserError(f"{file}: task {unknown[0]} is not in the run's data set: the data changed since the run")
     scores = score([(tasks[trajectory.task_id], trajectory) for trajectory in kept])
     return [Rescored(file.name, trajectory, one) for trajectory, one in zip(kept, scores, strict=True)]
-
-
-def read_trajectories(file: Path) -> Iterator[Trajectory]:
-    """The trajectories of one file. Raises UserError, naming file and row, on anything else."""
-    with gzip.open(file, "rt") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield Trajectory.from_record(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}, row {number}: not a saved trajectory ({error})") from error
 
 
 def table(title: str, rescored: Mapping[str, Sequence[Rescored]]) -> Table:
@@ -165,8 +153,8 @@ def table(title: str, rescored: Mapping[str, Sequence[Rescored]]) -> Table:
     for column in ("n", "before", "after", "difference, 95 %", "em"):
         result.add_column(column, justify="right", no_wrap=True)
     for file, rows in rescored.items():
-        stage, _, step = file.removesuffix(".jsonl.gz").rpartition("_")
-        name = f"{stage} {int(step)}" if int(step) else stage
+        stage, step = stage_and_step(Path(file))
+        name = f"{stage} {step}" if step else stage
         if not rows:
             result.add_row(name, "0")
             continue

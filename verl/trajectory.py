@@ -229,7 +229,10 @@ class Trajectory:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Trajectory:
-        """Read what ``to_record`` wrote. Raises KeyError or TypeError, naming the field, on anything else."""
+        """Read what ``to_record`` wrote, whatever else the record says.
+
+        Raises KeyError or TypeError, naming the field, on anything else.
+        """
         segments = [
             Segment(
                 kind=row["kind"],
@@ -248,8 +251,8 @@ class Trajectory:
             )
             for row in record["segments"]
         ]
-        gains = record.get("turn_gains")
-        return cls(**{**record, "segments": segments, "turn_gains": None if gains is None else tuple(gains)})
+        gains, rest = record.get("turn_gains"), {name: record[name] for name in _REST if name in record}
+        return cls(**{**rest, "segments": segments, "turn_gains": None if gains is None else tuple(gains)})
 
     # -- between processes --
 

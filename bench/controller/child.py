@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.controller import episodes
 from bench.harness import ROOT
+from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import GroupRequest
 from verl.rollout.interfaces import Sampling
 
@@ -122,8 +123,7 @@ async def _measure(
     done = await LearnerGroup([learner], []).update(samples, 1.0)
     assert done["tokens"] == count * tokens, done
     lap("learn")
-    everyone = (trajectory for group in groups for trajectory in group.trajectories)
-    run_folder.write_trajectories("train", 1, everyone, keep=1)
+    run_folder.write_trajectories("train", 1, episodes_of(groups, "train"), keep=1)
     lap("write")
     after = await rollout.spent.remote(), await learner.spent.remote()
     return (

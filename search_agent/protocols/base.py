@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from search_agent.protocols.actions import Action, Answer, Call, Invalid, Turns
 from verl.trajectory import Segment, Trajectory
@@ -32,6 +32,15 @@ class Reading:
     is nothing to refine: what stands there is a guess."""
     format_valid: bool
     """Whether every generated segment has the protocol's blocks in the protocol's order and nothing else."""
+
+
+class Span(NamedTuple):
+    """A part of a text and what it is."""
+
+    kind: str
+    """``think``, ``search``, ``answer``, or whatever else the protocol knows."""
+    begin: int
+    end: int
 
 
 class Passage(Protocol):
@@ -82,6 +91,10 @@ class SearchProtocol(Protocol):
 
     def read(self, trajectory: Trajectory) -> Reading:
         """Read a finished trajectory. Never raises: a trajectory that says nothing has an empty reading."""
+        ...
+
+    def spans(self, text: str) -> list[Span]:
+        """What the parts of one generated text are, tags included, in order and apart; for the eye only."""
         ...
 
 
@@ -152,6 +165,14 @@ class TagProtocol:
     def final_answer(self, text: str) -> str | None:
         """The answer to score, from the contents of the answer block; None if they hold none."""
         return text
+
+    def spans(self, text: str) -> list[Span]:
+        """The blocks that the policy writes; one that is never closed goes on to the end, and one that was begun for
+        the policy starts with the text."""
+        names = "|".join(self.blocks)
+        blocks = [Span(m[1], *m.span()) for m in re.finditer(rf"<({names})>.*?(?:</\1>|\Z)", text, re.DOTALL)]
+        begun = re.match(rf"(?:(?!</?(?:{names})>).)*</({names})>", text, re.DOTALL)
+        return [Span(begun[1], *begun.span()), *blocks] if begun else blocks
 
     def in_order(self, names: Sequence[str], after_results: bool) -> bool:
         """Whether one turn's blocks, the last of which is its action, are the protocol's."""

@@ -15,6 +15,8 @@ from bench.faults.runs import rows, without_timing
 from search_agent.config import RunConfig
 from verl.config.build import build
 from verl.config.compose import compose
+from verl.data.tasks import Task
+from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Trajectory
 
@@ -35,7 +37,8 @@ def write(path: Path, change: Callable[[Rows], None] = lambda trained: None, age
     }.items():
         (path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step in range(1, STEPS + 1):
-        folder.write_trajectories("train", step, [episode(step - 1 - age)] * (PROMPTS * SAMPLES), keep=STEPS)
+        saved = Episode(Task("t", "q", ("a",)), "train", episode(step - 1 - age))
+        folder.write_trajectories("train", step, [saved] * (PROMPTS * SAMPLES), keep=STEPS)
     return path
 
 

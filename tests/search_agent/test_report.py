@@ -9,6 +9,8 @@ import pytest
 
 from search_agent.command import load_config
 from search_agent.report import evaluation_table, pick_samples, print_report
+from verl.data.tasks import Task
+from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Trajectory
 
@@ -24,7 +26,8 @@ def episode(task: str, em: float) -> Trajectory:
 def folder_with(path: Path, before: list[float], after: list[float]) -> RunFolder:
     folder = RunFolder.open(path, "name: x\n", fresh=False)
     for stage, scores in (("test-before-greedy", before), ("test-after-greedy", after)):
-        rows = [episode(str(number), score) for number, score in enumerate(scores)]
+        played = [episode(str(number), score) for number, score in enumerate(scores)]
+        rows = [Episode(Task(t.task_id, "who?", ("x",)), "test", t) for t in played]
         folder.write_trajectories(stage, 0, rows, keep=1)
     return folder
 

@@ -12,7 +12,9 @@ from search_agent.command import NOT_RESULTS, load_config
 from search_agent.rescore import main
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml
+from verl.data.tasks import Task
 from verl.errors import UserError
+from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Outcome, Trajectory
 
@@ -40,7 +42,8 @@ def run(tmp_path: Path) -> Path:
         episode("a", 1, "mara ellwood", 1.0),
         episode("b", 0, "x", 0.0, outcome="aborted"),
     ]
-    folder.write_trajectories("train", 1, episodes, keep=1)
+    saved = [Episode(Task(t.task_id, "who?", ("mara ellwood",)), "train", t) for t in episodes]
+    folder.write_trajectories("train", 1, saved, keep=1)
     return folder.path
 
 

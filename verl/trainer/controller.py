@@ -20,6 +20,7 @@ from verl.cluster.shares import BusyShares, busy_seconds
 from verl.data.order import EpochOrder
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
+from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
 from verl.tracking import Tracker
@@ -190,7 +191,7 @@ class Controller:
         self._folder.write_trajectories(
             "train",
             state.step,
-            (trajectory for group in groups for trajectory in group.played),
+            episodes_of(groups, "train"),
             keep=config.keep_trajectory_steps,
         )
         self._last_step_end = time.monotonic()

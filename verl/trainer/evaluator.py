@@ -8,6 +8,7 @@ from typing import Any
 from verl.cluster.pool import RolloutPool
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError
+from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
 from verl.trainer.run_folder import RunFolder
@@ -43,8 +44,7 @@ class Evaluator:
             check_alive(groups)
             results[name] = self._describe(groups)
             if keep_in is not None:
-                rows = (trajectory for group in groups for trajectory in group.trajectories)
-                keep_in.write_trajectories(f"{stage}-{name}", step, rows, keep=1)
+                keep_in.write_trajectories(f"{stage}-{name}", step, episodes_of(groups, split), keep=1)
         return results
 
 

@@ -16,7 +16,6 @@ A run is finished when ``summary.json`` exists.
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import os
 import shutil
@@ -24,10 +23,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from verl.durable import UNFINISHED, sync, write_atomically
 from verl.errors import InfrastructureError, UserError
+from verl.rollout.episodes import ENDING, Episode, read_episodes, write_episodes
 from verl.trainer.integrity import SEAL, find_damage, make_seal
 from verl.trajectory import Trajectory
 
@@ -181,34 +179,25 @@ class RunFolder:
 
     # -- trajectories --
 
-    def write_trajectories(self, stage: str, step: int, rows: Iterable[Trajectory], *, keep: int) -> None:
+    def write_trajectories(self, stage: str, step: int, episodes: Iterable[Episode], *, keep: int) -> None:
         """Write one step's episodes, and delete those of the stage beyond the newest ``keep`` steps."""
-        path = self.trajectories / f"{stage}_{step:06d}.jsonl.gz"
+        path = self._episodes(stage, step)
         temporary = path.with_name(path.name + UNFINISHED)
-        with gzip.open(temporary, "wb", compresslevel=1) as file:
-            for row in rows:
-                file.write(_json_line(row.to_record()))
+        write_episodes(temporary, episodes)
         temporary.replace(path)
-        for old in sorted(self.trajectories.glob(f"{stage}_*.jsonl.gz"))[:-keep] if keep else [path]:
+        for old in sorted(self.trajectories.glob(f"{stage}_*{ENDING}"))[:-keep] if keep else [path]:
             old.unlink()
 
     def read_trajectories(self, stage: str, step: int) -> Iterator[Trajectory]:
-        """The episodes that ``write_trajectories`` wrote."""
-        with gzip.open(self.trajectories / f"{stage}_{step:06d}.jsonl.gz", "rt") as file:
-            for line in file:
-                yield Trajectory.from_record(json.loads(line))
+        """What was played in the episodes that ``write_trajectories`` wrote."""
+        return (episode.trajectory for episode in read_episodes(self._episodes(stage, step)))
+
+    def _episodes(self, stage: str, step: int) -> Path:
+        return self.trajectories / f"{stage}_{step:06d}{ENDING}"
 
     def disk_bytes(self) -> int:
         """What the folder takes on disk."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file() and not file.is_symlink())
-
-
-def _json_line(record: dict[str, Any]) -> bytes:
-    """One line; a number that is not finite becomes null, since JSON has none."""
-    try:
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # a lone surrogate in a passage: standard JSON escapes it
-        return json.dumps(record).encode() + b"\n"
 
 
 def _is_out_of_space(error: BaseException) -> bool:

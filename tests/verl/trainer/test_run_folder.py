@@ -9,9 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from verl.data.tasks import Task
 from verl.errors import UserError
+from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Trajectory
+
+TASK = Task("t1", "who?", ("me",))
 
 
 def make(path: Path, config: str = "a: 1\n", *, fresh: bool = False) -> RunFolder:
@@ -148,7 +152,7 @@ def test_trajectories_come_back_as_written_and_old_steps_go(tmp_path: Path) -> N
     trajectory.append_generated([3], "me", [-0.5], [4], "stop")
     trajectory.outcome, trajectory.reward = "finished", 1.0
     for step in range(1, 6):
-        folder.write_trajectories("train", step, [trajectory], keep=2)
+        folder.write_trajectories("train", step, [Episode(TASK, "train", trajectory)], keep=2)
     assert [path.name for path in sorted(folder.trajectories.iterdir())] == [
         "train_000004.jsonl.gz",
         "train_000005.jsonl.gz",
@@ -163,7 +167,7 @@ def test_trajectories_with_what_json_cannot_say_are_written_all_the_same(tmp_pat
     trajectory = Trajectory("a", 0)
     trajectory.append_prompt([1], "a lone surrogate: \ud800")
     trajectory.append_generated([2], "b", [float("-inf")], [0], "stop")
-    folder.write_trajectories("train", 1, [trajectory], keep=1)
+    folder.write_trajectories("train", 1, [Episode(TASK, "train", trajectory)], keep=1)
     [read] = folder.read_trajectories("train", 1)
     assert read.segments[0].text == trajectory.segments[0].text
     assert not math.isfinite(read.segments[1].logprobs[0])
