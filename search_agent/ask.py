@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from search_agent.command import run_command
 from search_agent.config import RunConfig
-from search_agent.evaluate import RUNS, evaluated_config
-from verl.errors import UserError
+from search_agent.evaluate import RUNS, evaluated_config, writable_folder
+from verl.config.compose import CONFIG_DIR
+from verl.errors import UserError, refuse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,7 @@ Show = Callable[[str, str], None]
 
 READY_TIMEOUT_S = 5.0
 """Who asks a question waits; a server that loads for longer is to be started first."""
-_OVERRIDE = re.compile(r"[\w.@/+~-]+=")
+_KEYS = {field.name for field in fields(RunConfig)} | {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,16 +42,19 @@ def main(arguments: Sequence[str]) -> int:
     config = evaluated_config(overrides)
     from rich.text import Text
 
-    from search_agent.preflight import model_faults
+    from search_agent.doubts import doubts
+    from search_agent.model_folder import model_faults
+    from search_agent.screen import say
     from search_agent.screen import screen as plain_console
     from search_agent.transcript import in_colour, printable
     from verl.cluster.processes import thread_environment
+    from verl.data.tasks import Task
+    from verl.rollout.groups import Group
+    from verl.trainer.summary import summarize
 
-    if faults := model_faults(config):
-        raise UserError("\n".join(faults))
+    refuse(model_faults(config))
     os.environ.update(thread_environment(config.rollout.engine.threads))
-    logs = RUNS / "ask"
-    logs.mkdir(parents=True, exist_ok=True)
+    logs = writable_folder(Path(config.run_dir or RUNS / "ask"))
     with apart_from_logs(logs / "ask.log") as stream:
         console = plain_console(stream)
 
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         found = "no answer" if answer is None else f"answer: {printable(answer)}"
         console.print(Text(f"\n\n{found}", style="bold"))
         seconds = f"{searches} searches, {trajectory.num_policy_tokens} tokens, {time.monotonic() - began:.1f} s"
+        played = summarize([Group(0, Task("ask", question, ("",)), [trajectory])])
+        say(console, *(f"warning: {doubt}" for doubt in doubts(played)))
         console.print(f"{seconds} ({trajectory.outcome}; logs: {logs})", style="dim")
     return 0
 
@@ -83,12 +89,20 @@ def spinner(console: Console, text: str) -> Live:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
-    """Overrides (``key=value``) and the question, which is all the rest. Raises UserError if there is none."""
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
-    question = " ".join(argument for argument in arguments if not _OVERRIDE.match(argument)).strip()
+    """Overrides and the question, which is all the rest. Raises UserError if there is none.
+
+    An override begins with a key that there is and ``=``: ``E=mc2`` may stand in a question.
+    """
+    overrides = [argument for argument in arguments if _names_key(argument)]
+    question = " ".join(argument for argument in arguments if not _names_key(argument)).strip()
     if not question:
         raise UserError('there is no question; write bash cmd/ask.sh model=RUN "your question"')
     return overrides, question
+
+
+def _names_key(argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key.lstrip("+~").partition(".")[0] in _KEYS
 
 
 class Session:
@@ -99,7 +113,7 @@ class Session:
         from transformers import AutoTokenizer
 
         from search_agent.inputs import find_source, model_path
-        from search_agent.preflight import read_manifests
+        from search_agent.manifests import read_manifests
         from search_agent.retrievers import start_retrievers
         from verl.rollout.engine import VllmEngine
 

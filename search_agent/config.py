@@ -56,7 +56,8 @@ class RunConfig:
     retriever: str = "embedded"
     """``embedded`` serves each split's corpus on this machine; otherwise the URLs of retrieval servers, with commas."""
     seed: int = 0
-    """Every draw of the run derives from it: the embedded data, initial weights, task order, each sampled token."""
+    """Every draw of the run derives from it: the embedded data, initial weights, task order, each sampled token. 0 to
+    2**63 - 1, which is what every generator takes."""
     run_dir: str | None = None
     """The run's folder; null makes it ``runs/<name>-<hash of the configuration>``, so a repeated command resumes."""
     fresh: bool = False
@@ -64,7 +65,7 @@ class RunConfig:
     deterministic: bool = False
     """Admit requests to the engine in a fixed order, so that a resumed run repeats every token; costs rollout speed."""
     dry_run: bool = False
-    """Print the resolved plan and stop."""
+    """Print every key, the plan and what forbids it, and stop."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """How rollout workers talk to the retriever."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -83,6 +84,17 @@ class RunConfig:
     """Where metrics go, besides the run folder."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed}: write 0 to 2**63 - 1")
+        if self.client.urls != ClientConfig().urls:
+            raise UserError("client.urls says nothing beside retriever: write retriever=http://HOST:PORT")
+        shown = getattr(self.environment.config, "top_k", None)
+        named = getattr(self.protocol.config, "named_passages", None)
+        if shown != named and shown is not None and named is not None:
+            raise UserError(
+                f"environment.top_k={shown}, and the protocol's prompt promises {named} passages: write the same "
+                "number in protocol.passages"
+            )
         context = self.rollout.engine.max_context_tokens
         room = self.learner.max_tokens_per_microbatch * self.learner.sequence_ranks
         if context > room:
@@ -107,6 +119,11 @@ class RunConfig:
     def bounds(self) -> Bounds:
         """What the environment says of its episodes."""
         return cast(Bounds, self.environment.config)
+
+    @property
+    def retriever_urls(self) -> tuple[str, ...]:
+        """Addresses of servers that others run; none with ``retriever=embedded``."""
+        return () if self.retriever == "embedded" else tuple(url.strip() for url in self.retriever.split(","))
 
     @property
     def max_policy_tokens(self) -> int:

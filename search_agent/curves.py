@@ -18,15 +18,15 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, *, warmup_steps: 
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
 
-    line(top, "reward", "training reward, sampled", color="tab:blue", alpha=0.6)
-    line(top, "em", "training EM, sampled", color="tab:cyan", alpha=0.6)
-    line(top, "dev/sampled/em", "dev EM, sampled", color="tab:green", marker="o")
-    line(top, "dev/greedy/em", "dev EM, greedy", color="tab:orange", marker="s")
+    line(top, "reward", "training reward, sampled", alpha=0.6)
+    line(top, "em", "training EM, sampled", alpha=0.6)
+    line(bottom, "searches", "training")
+    for decoding in sorted({key.split("/")[1] for record in records for key in record if key.startswith("dev/")}):
+        line(top, f"dev/{decoding}/em", f"dev EM, {decoding}", marker="o")
+        line(bottom, f"dev/{decoding}/searches", f"dev, {decoding}", marker="o")
     top.set_ylim(0, 1.02)
     top.set_ylabel("score")
-    line(bottom, "searches", "searches per question, training", color="tab:purple")
-    line(bottom, "dev/sampled/searches", "searches per question, dev", color="tab:pink", marker="o")
-    bottom.set_ylabel("searches")
+    bottom.set_ylabel("searches per question")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("reinforcement step")
     save_picture(figure, (top, bottom), path)

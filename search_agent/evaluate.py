@@ -1,36 +1,39 @@
-"""``bash cmd/eval.sh``: score a model on its test split, greedy and sampled, with intervals."""
+"""``bash cmd/eval.sh``: score a model on its test split, with intervals."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search_agent.command import load_config, run_command
+from search_agent.command import load_config, results_config, run_command
 from search_agent.config import RunConfig
-from verl.config.build import build, to_dict
-from verl.config.compose import config_hash
-from verl.errors import UserError
+from verl.config.build import build
+from verl.config.compose import compose, config_hash, from_yaml
+from verl.errors import UserError, refuse
 
 RUNS = Path("runs")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run."""
-    from search_agent.preflight import model_faults
-    from search_agent.report import evaluation_table
+    from search_agent.manifests import address_faults
+    from search_agent.model_folder import model_faults
+    from search_agent.report import evaluation_table, warning_lines
     from search_agent.screen import say, screen
     from verl.cluster.guardian import start_guardian
+    from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
 
     config = evaluated_config(arguments)
-    if faults := model_faults(config):
-        raise UserError("\n".join(faults))
-    folder = RunFolder(RUNS / f"eval-{config.name}-{config_hash(to_dict(config))}")
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    refuse(model_faults(config) + address_faults(config) + path_faults(config.cluster))
+    default = RUNS / f"eval-{config.name}-{config_hash(results_config(config))}"
+    folder = RunFolder(writable_folder(Path(config.run_dir or default)))
+    folder.logs.mkdir(exist_ok=True)
     folder.trajectories.mkdir(exist_ok=True)
     guardian = start_guardian(folder.path)
     try:
@@ -39,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
         guardian.close()
     folder.write_json("evaluation.json", {"model": config.model, **result})
     console = screen()
-    console.print(evaluation_table(f"{config.model}, {result['greedy']['n']} questions", {"": result}))
+    episodes = " and ".join(f"{found['n']} {name}" for name, found in result.items())
+    console.print(evaluation_table(f"{config.model}, {episodes} episodes", {"": result}))
+    say(console, *warning_lines({"": result}))
     say(console, f"record: {folder.path / 'evaluation.json'}; episodes: {folder.trajectories}")
     return 0
 
@@ -56,6 +61,18 @@ def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     if not best.exists():
         raise UserError(f"model={model}: the run has no checkpoint that was chosen on dev yet")
     return replace(run_config(run / "config.yaml", others), model=str(best))
+
+
+def writable_folder(path: Path) -> Path:
+    """``path`` as a folder that can be written into. Raises UserError that says how to name another one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written to ({error.strerror}): write run_dir= with another folder"
+        ) from error
 
 
 def _only_test(overrides: list[str]) -> list[str]:
@@ -78,40 +95,20 @@ def newest_run() -> Path:
 def run_config(path: Path, overrides: Sequence[str]) -> RunConfig:
     """What a run's ``config.yaml`` says, with overrides. Raises UserError; a fault of the file names the file."""
     try:
-        return build(RunConfig, override_run(path, overrides))
+        return build(RunConfig, compose(from_yaml(path), overrides))
     except UserError as error:
         keys = tuple(override.lstrip("+").partition("=")[0] for override in overrides)
         lines = str(error).splitlines()
         raise UserError("\n".join(line if line.startswith(keys) else f"{path}: {line}" for line in lines)) from error
 
 
-def override_run(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """A run's ``config.yaml`` with overrides: values by dotted key, whole groups (``data=files``) from ``configs``."""
-    from omegaconf import OmegaConf
-
-    from verl.config.compose import CONFIG_DIR, parse
-
-    parse(overrides)
-    config = OmegaConf.load(path)
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        preset = CONFIG_DIR / key / f"{value}.yaml"
-        if preset.exists():
-            OmegaConf.update(config, key, OmegaConf.load(preset), merge=False)
-        else:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{key}={value}"]))
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
 async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, Any]:
-    """Play the test split greedily and sampled; ``{"greedy": ..., "sampled": ...}`` as in a run's summary."""
+    """Play the test split; what came out by decoding, as in a run's summary."""
     from search_agent.evaluation.describe import describe
     from search_agent.inputs import find_source, model_path
     from search_agent.launch import processes
     from search_agent.lengths import check_lengths
-    from search_agent.preflight import check_retriever
+    from search_agent.manifests import check_retriever
     from search_agent.source import Source
     from verl.trainer.evaluator import Evaluator
 
@@ -121,7 +118,9 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
     await check_retriever(config, folder)
     only_test = Source(source.test, source.test, source.test, source.model)
     async with processes(config, only_test, model, folder.logs, scratch, learn=False, probes=list) as live:
-        measuring = Evaluator(live.pool, describe).measure(tasks, "test", "eval", 0, keep_in=folder)
+        measuring = Evaluator(live.pool, describe, config.evaluation.decodings).measure(
+            tasks, "test", "eval", 0, keep_in=folder
+        )
         return await live.watch(measuring)
 
 

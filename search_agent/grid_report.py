@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
+from search_agent.config import RunConfig
 from search_agent.evaluation.statistics import Interval, mean_t
+from search_agent.members import Member
 from search_agent.screen import new_picture, save_picture, say, screen
 from verl.tracking.jsonl import read_metrics
 
-if TYPE_CHECKING:
-    from search_agent.grid import Member
-
-# Title of the column, and where its number stands in ``summary.json``.
-_COLUMNS = (
-    ("before\nsampled", ("before", "sampled", "em")),
-    ("after\nsampled", ("after", "sampled", "em")),
-    ("after\ngreedy", ("after", "greedy", "em")),
-    ("two hops\ngreedy", ("after", "greedy", "em_two_hop")),
-)
+Where = tuple[str, str, str]
+"""Where a number stands in ``summary.json``."""
 
 
 def report_grid(folder: Path, members: Sequence[Member]) -> None:
@@ -51,13 +45,14 @@ def group(members: Iterable[Member]) -> dict[str, list[Member]]:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a setting."""
-    view = Table(title="exact match on test: mean over runs, 95 % interval (Student's t) in brackets")
+    view = Table(title="on test: mean over runs, 95 % interval (Student's t) in brackets")
     view.add_column("setting")
     view.add_column("runs", justify="right")
-    for title, _ in _COLUMNS:
+    titles = list(dict.fromkeys(title for result in results.values() for title in result["values"]))
+    for title in titles:
         view.add_column(title, justify="right")
     for setting, result in results.items():
-        cells = [_cell(result["values"][title.replace("\n", " ")]) for title, _ in _COLUMNS]
+        cells = [_cell(result["values"].get(title, [])) for title in titles]
         view.add_row(setting, f"{result['finished']} of {result['runs']}", *cells)
     return view
 
@@ -89,9 +84,19 @@ def mean_curve(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[flo
     return middle, low, high
 
 
+def _columns(config: RunConfig) -> dict[str, Where]:
+    """The metric that chooses, before and after, by every decoding after; and what two hops gained, where known."""
+    evaluation = config.evaluation
+    names, chosen, metric = [way.name for way in evaluation.decodings], evaluation.select_by, evaluation.metric
+    order = [chosen, *(name for name in names if name != chosen)]
+    columns: dict[str, Where] = {f"before {chosen} {metric}": ("before", chosen, metric)}
+    columns |= {f"after {name} {metric}": ("after", name, metric) for name in order}
+    return columns | {f"after {names[0]} em_two_hop": ("after", names[0], "em_two_hop")}
+
+
 def _results(members: Sequence[Member]) -> dict[str, Any]:
     summaries = [json.loads((member.folder / "summary.json").read_text()) for member in members if member.finished]
-    values = {title.replace("\n", " "): _numbers(summaries, where) for title, where in _COLUMNS}
+    values = {title: _numbers(summaries, where) for title, where in _columns(members[0].config).items()}
     return {"runs": len(members), "finished": len(summaries), "values": values}
 
 

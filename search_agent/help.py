@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Preset:
     group: str
     name: str
     about: str
-    """The first comment of its file, or the plug-in it selects."""
+    """The first lines of comment in its file, or the plug-in it selects."""
     plugin: str | None
 
 
@@ -55,9 +56,10 @@ def presets(folder: Path = CONFIG_DIR) -> Iterator[Preset]:
     for path in sorted(folder.glob("*/*.yaml")):
         text = path.read_text()
         plugin = re.search(r"^plugin: *(\S+)", text, re.MULTILINE)
-        comment = re.search(r"^# (?!@)(.+)", text, re.MULTILINE)
+        comment = re.search(r"(?:^# (?!@).+\n)+", text, re.MULTILINE)
+        about = " ".join(line.removeprefix("# ") for line in comment[0].splitlines()) if comment else ""
         module = plugin[1] if plugin else None
-        yield Preset(path.parent.name, path.stem, comment[1] if comment else module or "", module)
+        yield Preset(path.parent.name, path.stem, about or module or "", module)
 
 
 def command_help(command: str) -> str:
@@ -65,7 +67,9 @@ def command_help(command: str) -> str:
     choices = list(presets())
     width = max(len(f"{choice.group}={choice.name}") for choice in choices)
     parts = [USAGE[command], "", "Presets:"]
-    parts += [f"  {f'{choice.group}={choice.name}':<{width}}  {choice.about}" for choice in choices]
+    for choice in choices:
+        name = f"  {f'{choice.group}={choice.name}':<{width}}  "
+        parts.append(textwrap.fill(choice.about, 120, initial_indent=name, subsequent_indent=" " * len(name)))
     parts += [
         "",
         "Keys, with the code's defaults (a preset may set others; dry_run=true shows what a run would use):",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from search_agent.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.source import Source
 from search_agent.traces import load_traces
+from verl.data.load import read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
 
@@ -48,6 +50,19 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.warmup.steps:
         traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
     return Inputs(source, model, train, dev, test, traces)
+
+
+def count_tasks(config: RunConfig) -> dict[str, int]:
+    """Tasks of dev and test by split, as far as they are known without building or downloading anything."""
+    data, counts = config.data.config, {}
+    for split in ("dev", "test"):
+        file = Path(str(getattr(data, split, "")))
+        if (number := getattr(data, f"{split}_questions", None)) is not None:
+            counts[split] = int(number)
+        elif file.is_file():
+            with contextlib.suppress(UserError):  # its faults are told when it is read
+                counts[split] = sum(1 for _ in read_rows(file))
+    return counts
 
 
 def check_evidence(tasks: Sequence[Task]) -> None:

@@ -6,7 +6,9 @@ figures are estimates (activations above all); what is certain not to fit is ref
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from search_agent import sizes
@@ -34,11 +36,15 @@ class Plan:
         return "\n".join(lines).rstrip()
 
 
-def make_plan(config: RunConfig, shape: ModelShape) -> Plan:
-    """The plan of a training run of a model of this shape; ``problems`` says what forbids it."""
+def make_plan(config: RunConfig, shape: ModelShape, tasks: Mapping[str, int] | None = None) -> Plan:
+    """The plan of a training run of a model of this shape; ``problems`` says what forbids it.
+
+    ``tasks`` is how many tasks each split has, of those that could be counted.
+    """
     plan = Plan()
     plan.sections["processes"] = _processes(config, plan)
     plan.sections["batch"] = _batch(config)
+    plan.sections["evaluation"] = _evaluation(config, tasks or {})
     plan.sections["memory"] = _memory(config, shape, plan)
     plan.sections["steps and disk"] = _disk(config, shape)
     context = config.rollout.engine.max_context_tokens
@@ -47,12 +53,6 @@ def make_plan(config: RunConfig, shape: ModelShape) -> Plan:
             f"rollout.engine.max_context_tokens={context} exceeds the model's {shape.max_positions} positions: lower it"
         )
     return plan
-
-
-def check_plan(plan: Plan) -> None:
-    """Raises UserError with every problem of the plan."""
-    if plan.problems:
-        raise UserError("\n".join(plan.problems))
 
 
 def _processes(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
@@ -133,6 +133,21 @@ def _batch(config: RunConfig) -> list[tuple[str, str]]:
         ("micro-batches", f"of at most {cap:,} tokens on each of {config.cluster.learner_ranks} ranks"),
         ("staleness", f"at most {trainer.max_staleness} versions" if trainer.max_staleness else "0: exactly on-policy"),
     ]
+
+
+def _evaluation(config: RunConfig, tasks: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What measuring costs, in episodes."""
+    evaluation = config.evaluation
+    ways = ", ".join(f"{way.samples} {way.name}" for way in evaluation.decodings)
+    each = sum(way.samples for way in evaluation.decodings)
+    times = {"dev": 1 + math.ceil(config.trainer.steps / evaluation.every_steps), "test": 2}
+    rows = [("a task", f"{ways}; the best checkpoint by dev {evaluation.select_by} {evaluation.metric}")]
+    for split, limit in (("dev", evaluation.dev_tasks), ("test", evaluation.test_tasks)):
+        known = [number for number in (limit, tasks.get(split)) if number is not None]
+        count = f"{min(known):,}" if known else "all"
+        total = f" = {min(known) * each * times[split]:,} episodes" if known else ""
+        rows.append((split, f"{count} tasks x {each} episodes x {times[split]} times{total}"))
+    return rows
 
 
 def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,42 +34,46 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     summary = folder.read_json("summary.json")
     assert summary is not None
     console = screen()
-    console.print(results_table(summary))
-    say(console, *closing_lines(summary, folder))
+    results = {"before": summary["before"], "after": summary["after"]}
+    first = next(iter(summary["after"]))  # of the ways of decoding, greedy unless the run has others
+    n = summary["after"][first]["n"]
+    console.print(evaluation_table(f"clean test, {n} episodes each, 95 % intervals in brackets", results))
+    say(console, *warning_lines(results), *closing_lines(summary, folder))
     picture = folder.path / "curves.png"
     if not picture.exists():
         from search_agent.curves import draw_curves
 
         draw_curves(read_metrics(folder.metrics), picture, warmup_steps=config.warmup.steps)
     protocol = config.protocol.build()
-    for title, trajectory in pick_samples(folder):
+    for title, trajectory in pick_samples(folder, first):
         console.print(Text(f"\n{title}", style="bold"))
         console.print(transcript(trajectory, protocol))
     say(console, f"\ncurves: {picture}", *next_commands(folder, config))
 
 
-def results_table(summary: dict[str, Any]) -> Table:
-    """Before and after on the clean test."""
-    results = {"before": summary["before"], "after": summary["after"]}
-    n = summary["after"]["greedy"]["n"]
-    return evaluation_table(f"clean test, {n} questions, 95 % intervals in brackets", results)
-
-
 def evaluation_table(title: str, results: dict[str, dict[str, Any]]) -> Table:
-    """Greedy and sampled columns of each named result, with 95 % intervals where they are known."""
+    """A column for each decoding of each named result, with 95 % intervals where they are known."""
     table = Table(title=title)
     table.add_column("")
     columns = []
     for name, result in results.items():
-        for how in ("greedy", "sampled"):
+        for how, column in result.items():
             table.add_column(f"{name}\n{how}".strip(), justify="right")
-            columns.append(result[how])
+            columns.append(column)
     sets = sorted({key for column in columns for key in column if key.startswith("em/") and f"{key}_n" in column})
     by_set = [(key, f"  {key.removeprefix('em/')}") for key in sets] + [("em/mean", "  mean of the sets")]
     for key, label in (_ROWS[0], *by_set, *_ROWS[1:]):
         if any(key in column for column in columns):
             table.add_row(label, *(_cell(column, key) for column in columns))
     return table
+
+
+def warning_lines(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What makes a number of the table meaningless, one line each."""
+    for name, result in results.items():
+        for how, column in result.items():
+            for warning in column.get("warnings", ()):
+                yield f"warning: {f'{name} {how}'.strip()}: {warning}"
 
 
 def _cell(column: dict[str, Any], key: str) -> str:
@@ -89,10 +94,10 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> Iterator[str]:
     yield f"run folder: {folder.path} ({folder.disk_bytes() / 2**20:.0f} MiB on disk)"
 
 
-def pick_samples(folder: RunFolder) -> list[tuple[str, Trajectory]]:
+def pick_samples(folder: RunFolder, decoding: str) -> list[tuple[str, Trajectory]]:
     """Up to three episodes: one question before and after training, and one failure after, where there are such."""
-    before = {t.task_id: t for t in folder.read_trajectories("test-before-greedy", 0)}
-    after = {t.task_id: t for t in folder.read_trajectories("test-after-greedy", 0)}
+    before = {t.task_id: t for t in folder.read_trajectories(f"test-before-{decoding}", 0)}
+    after = {t.task_id: t for t in folder.read_trajectories(f"test-after-{decoding}", 0)}
     picked: list[tuple[str, Trajectory]] = []
     learned = next((t for t in after.values() if _em(t) == 1 and _em(before[t.task_id]) == 0), None)
     if learned is not None:
@@ -114,10 +119,11 @@ def _em(trajectory: Trajectory) -> float:
 
 def next_commands(folder: RunFolder, config: RunConfig) -> Sequence[str]:
     """What to type next."""
+    model = shlex.quote(f"model={folder.path}")
     return (
         "\ntry next:",
-        f"  bash cmd/eval.sh model={folder.path}",
-        f'  bash cmd/ask.sh model={folder.path} "your question"',
+        f"  bash cmd/eval.sh {model}",
+        f'  bash cmd/ask.sh {model} "your question"',
         f"  bash cmd/train.sh seed={config.seed + 1}        # another world, other weights, other draws",
         "  bash cmd/train.sh recipe=autorefine_qwen2.5_3b  # on a machine with 8 GPUs",
     )

@@ -46,9 +46,8 @@ async def start_retrievers(
     config: RunConfig, splits: Mapping[str, Path | None], logs: Path, stack: ExitStack
 ) -> Retrievers:
     """With ``retriever=embedded``, servers started now, one a corpus, that end with ``stack``; else the given ones."""
-    if config.retriever != "embedded":
-        urls = [url.strip() for url in config.retriever.split(",")]
-        return Retrievers(dict.fromkeys(splits, urls), {})
+    if config.retriever_urls:
+        return Retrievers({split: list(config.retriever_urls) for split in splits}, {})
     corpora = sorted({corpus for corpus in splits.values() if corpus is not None})
     paths = [logs / f"retriever_{number}.log" for number in range(len(corpora))]
     servers = await asyncio.gather(

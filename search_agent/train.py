@@ -13,6 +13,7 @@ from search_agent.config import RunConfig
 from verl.cluster.processes import end_with_parent
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml
+from verl.errors import refuse
 
 if TYPE_CHECKING:
     from search_agent.inputs import Inputs
@@ -30,12 +31,12 @@ def main(arguments: Sequence[str]) -> int:
 
         return run_grid([argument for argument in arguments if argument != "-m"])
     config = load_config(arguments)
+    path = run_path(config)
     if config.dry_run:
-        return print_plan(config)
+        return print_plan(config, path)
     from search_agent.preflight import check_start
     from search_agent.report import print_report
 
-    path = run_path(config)
     if config.fresh or not (path / "summary.json").exists():
         check_start(config, path)
     folder = open_folder(config, path)
@@ -58,15 +59,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def print_plan(config: RunConfig) -> int:
-    """What ``dry_run=true`` prints. Raises UserError with everything that cannot work."""
-    from search_agent.plan import check_plan, make_plan
-    from verl.trainer.model_shape import EMBEDDED, read_shape
+def print_plan(config: RunConfig, path: Path) -> int:
+    """What ``dry_run=true`` prints: keys, plan, what this machine lacks. Raises UserError with what cannot work."""
+    from search_agent.inputs import count_tasks
+    from search_agent.plan import make_plan
+    from search_agent.preflight import config_faults, known_shape, machine_faults
+    from verl.trainer.model_shape import read_shape
 
-    shape = EMBEDDED if config.model == "embedded" else read_shape(config.model)
-    plan = make_plan(config, shape)
-    print(plan.text())
-    check_plan(plan)
+    print(to_yaml(results_config(config)))
+    faults = config_faults(config)
+    shape = known_shape(config)
+    if shape is None and not faults:
+        shape = read_shape(config.model)  # which says why it is not known
+    if shape is not None:
+        print(make_plan(config, shape, count_tasks(config)).text())
+    for lack in machine_faults(config, path):
+        print(f"this machine: {lack}")
+    refuse(faults)
     return 0
 
 
@@ -88,7 +97,7 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
     """Start everything, run the controller, and return the summary."""
     from search_agent.evaluation.describe import describe
     from search_agent.launch import processes
-    from search_agent.preflight import check_retriever
+    from search_agent.manifests import check_retriever
     from verl.tracking import make_tracker
     from verl.trainer.controller import Controller, RunData, Settings
 

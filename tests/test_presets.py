@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from search_agent.config import RunConfig
-from search_agent.plan import check_plan, make_plan
+from search_agent.plan import make_plan
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
-from verl.errors import UserError
+from verl.errors import UserError, refuse
 from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
@@ -32,8 +32,8 @@ def test_a_recipe_passes_its_dry_run(name: str) -> None:
     config = recipe(name)
     assert config.name == name
     plan = make_plan(config, shape(config))
-    check_plan(plan)
-    assert list(plan.sections) == ["processes", "batch", "memory", "steps and disk"]
+    refuse(plan.problems)
+    assert list(plan.sections) == ["processes", "batch", "evaluation", "memory", "steps and disk"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -80,7 +80,7 @@ def test_published_numbers_of_search_r1_with_ppo() -> None:
 def test_a_preset_for_one_node_becomes_one_for_four() -> None:
     config = recipe("research_qwen2.5_7b", "hardware=gpu32")
     plan = make_plan(config, shape(config))
-    check_plan(plan)
+    refuse(plan.problems)
     processes = dict(plan.sections["processes"])
     assert processes["GPUs"].startswith("32 ")
     assert processes["Ray"].endswith("16 x (1 CPU + 1 GPU), 8 x (1 CPU + 2 GPU)")
@@ -89,7 +89,7 @@ def test_a_preset_for_one_node_becomes_one_for_four() -> None:
 def test_a_preset_on_too_little_memory_is_refused_by_its_plan() -> None:
     config = recipe("research_qwen2.5_7b", "cluster.gpu_memory_gib=20")
     with pytest.raises(UserError, match=r"gpu_memory_share=0\.6 of 20 GiB does not hold the weights"):
-        check_plan(make_plan(config, shape(config)))
+        refuse(make_plan(config, shape(config)).problems)
 
 
 def test_the_page_of_recipes_names_exactly_the_presets_there_are() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake in what the user gave (a key, a file, a port): one message that names the thing and the remedy.
@@ -16,3 +19,18 @@ class InfrastructureError(RuntimeError):
 
 class EngineDiedError(InfrastructureError):
     """A rollout worker's engine cannot go on, though its process lives: the worker has to be started again."""
+
+
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """Add the lines of a UserError that the block raises to ``faults``, so that all are told at once."""
+    try:
+        yield
+    except UserError as error:
+        faults += str(error).splitlines()
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise UserError with every fault, each once and on a line of its own; nothing happens if there is none."""
+    if lines := list(dict.fromkeys(faults)):
+        raise UserError("\n".join(lines))

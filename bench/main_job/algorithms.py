@@ -19,8 +19,9 @@ from typing import Any
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
 from bench.main_job.warm import warm_model
-from search_agent.grid import Member, plan_grid, run_grid
+from search_agent.grid import run_grid
 from search_agent.grid_report import draw_curves
+from search_agent.members import Member, plan_grid
 
 PRESETS = ("quickstart", "quickstart_ppo", "quickstart_rloo", "quickstart_dapo", "quickstart_gspo", "quickstart_lora")
 GOOD = 0.90

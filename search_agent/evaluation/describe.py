@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_agent.evaluation.statistics import wilson
+from search_agent.doubts import doubts
+from search_agent.evaluation.statistics import Interval, bootstrap, wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
 
@@ -17,7 +18,8 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
     """Means over the episodes that infrastructure did not end; ``aborted`` counts the others.
 
     ``em`` and, where tasks say their ``hops``, ``em_one_hop``, ``em_two_hop`` ... each with ``<name>_interval``
-    (Wilson, 95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured.
+    (95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured;
+    ``warnings``, what makes all of it meaningless.
     Where tasks come from several data sets (``data_source``), ``em/<set>``, ``f1/<set>`` and ``cover/<set>``, and
     ``em/mean`` and so on: the mean over sets, which is what papers report.
     """
@@ -36,13 +38,21 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
         named |= {f"em/{name}": members for name, members in by_set.items()}
         result |= by_data_set(by_set)
     for name, members in sorted(named.items()):
-        hits = [trajectory.reward_parts["em"] for group in members for trajectory in group.usable]
-        if hits:
-            interval = wilson(int(sum(hits)), len(hits))
-            result[name] = sum(hits) / len(hits)
+        hits = [[episode.reward_parts["em"] for episode in g.usable if "em" in episode.reward_parts] for g in members]
+        if hits := [of_task for of_task in hits if of_task]:
+            interval = _interval(hits)
+            result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
-            result[f"{name}_n"] = len(hits)
+            result[f"{name}_n"] = sum(map(len, hits))
+    result["warnings"] = doubts(result)
     return result
+
+
+def _interval(hits: Sequence[Sequence[float]]) -> Interval:
+    """Wilson's for one episode a task; for several, which are not independent, tasks are resampled whole."""
+    if all(len(of_task) == 1 for of_task in hits):
+        return wilson(int(sum(map(sum, hits))), len(hits))
+    return bootstrap([sum(of_task) / len(of_task) for of_task in hits], seed=0)
 
 
 def by_data_set(groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:

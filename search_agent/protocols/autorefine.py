@@ -40,6 +40,13 @@ class Config:
     """``upstream`` calls a format valid when each tag is opened as often as it is closed, in whatever order, takes what
     is refined before any search, and always speaks of three documents; ``none`` checks the order of the blocks."""
 
+    @property
+    def named_passages(self) -> int | None:
+        """How many passages the prompt promises; None where its words name no number."""
+        if self.instruction == "short" or self.prompt_file is not None or self.compat == "upstream":
+            return None
+        return self.passages
+
     def __post_init__(self) -> None:
         if self.passages < 1:
             raise UserError(f"passages is {self.passages}: write the number of passages a search returns, at least 1")

@@ -61,6 +61,9 @@ async def test_every_segment_is_shown_as_it_comes() -> None:
 def test_overrides_and_question_are_told_apart() -> None:
     arguments = ["model=runs/a", "who wrote", "x = y", "environment.top_k=2", "?"]
     assert split_arguments(arguments) == (["model=runs/a", "environment.top_k=2"], "who wrote x = y ?")
+    about_energy = "E=mc2 was found by whom?"
+    assert split_arguments([about_energy]) == ([], about_energy)
+    assert split_arguments(["+recipe=research_mini", "who", "found", "E=mc2", "a.b=c?"])[1] == "who found E=mc2 a.b=c?"
     with pytest.raises(UserError, match="there is no question"):
         split_arguments(["model=runs/a"])
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import yaml
 
-from search_agent.command import load_config, run_command
+from search_agent import train
+from search_agent.command import load_config, results_config, run_command
 from verl.errors import InfrastructureError, UserError
 
 
@@ -78,6 +82,20 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         ),
         (["trainer.overlong.buffer_tokens=257"], "trainer.overlong.buffer_tokens=257 is above the 256 tokens"),
         (["warmup.all_weights=true"], "warmup.all_weights=true says something beside learner.lora only"),
+        (["client.urls=[http://a:1]", "retriever=http://b:1"], "client.urls says nothing beside retriever"),
+        (["protocol=autorefine", "environment.top_k=5"], "environment.top_k=5, and the protocol's prompt promises 3"),
+        (["evaluation.select_by=best"], "evaluation.select_by is best: write the name of one of decodings (greedy, "),
+        (["evaluation.decodings=[{name: a/b}]", "evaluation.select_by=a/b"], "evaluation.decodings[0].name is 'a/b'"),
+        (
+            ["evaluation.decodings=[{name: a, temperature: 0, samples: 4}]", "evaluation.select_by=a"],
+            "evaluation.decodings[0].samples is 4 with temperature=0",
+        ),
+        (
+            ["evaluation.decodings=[{name: a},{name: a}]", "evaluation.select_by=a"],
+            "evaluation.decodings are called a, a",
+        ),
+        (["seed=-1"], "seed=-1: write 0 to 2**63 - 1"),
+        (["trainer.optimizer.learning_rate=nan"], "trainer.optimizer.learning_rate: nan is not a value"),
         (["trainer.stepz=3"], "trainer.stepz: no such key; did you mean trainer.steps?"),
         (["reward=f2"], "reward=f2: no such preset; did you mean f1?"),
     ],
@@ -94,3 +112,40 @@ def test_a_context_may_fill_the_micro_batch_of_all_ranks_that_share_a_sequence()
     assert config.learner.sequence_ranks == 2
     with pytest.raises(UserError, match=r"x learner\.sequence_ranks \(8192\)"):
         load_config(longer)
+
+
+def test_a_prompt_that_names_no_number_of_passages_goes_with_any() -> None:
+    for words in (
+        ["protocol=autorefine_short"],
+        ["protocol=search_r1"],
+        ["protocol=autorefine", "protocol.passages=5"],
+    ):
+        assert load_config([*words, "environment.top_k=5"]).environment.config.top_k == 5
+
+
+def test_a_dry_run_prints_every_key_and_what_measuring_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text(
+        "".join(json.dumps({"id": str(n), "question": "q", "golden_answers": ["a"]}) + "\n" for n in range(7))
+    )
+    files = ["data=files", "data.train=a", "data.dev=b", f"data.test={test}", "data.corpus=c"]
+    assert train.main([*files, "dry_run=true", f"run_dir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out.partition("\nprocesses\n")[0]) == results_config(load_config(files))
+    assert "7 tasks x 2 episodes x 2 times = 28 episodes" in " ".join(out.split())
+    assert "dev all tasks x 2 episodes x 7 times" in " ".join(out.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["dry_run=true"], ["-m", "dry_run=true", "seed=1,2"]])
+def test_a_dry_run_refuses_what_a_run_would_and_tells_what_only_this_machine_lacks(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(train.main, [*words, "retriever=localhost:8000"]) != 0
+    assert "'localhost:8000' is no address; write http://HOST:PORT" in "".join(capsys.readouterr())
+    assert run_command(train.main, [*words, "recipe=autorefine_qwen2.5_3b", "rollout.workers=400"]) != 0, "no placement"
+    capsys.readouterr()
+    assert run_command(train.main, [*words, "recipe=search_r1_qwen2.5_32b_grpo", "cluster.address=local"]) == 0
+    assert "this machine: the run takes 32 GPUs and this machine has" in capsys.readouterr().out

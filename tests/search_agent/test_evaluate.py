@@ -9,7 +9,7 @@ import pytest
 
 from search_agent import evaluate
 from search_agent.command import load_config, results_config
-from search_agent.evaluate import evaluated_config, newest_run
+from search_agent.evaluate import evaluated_config, newest_run, writable_folder
 from verl.config.compose import to_yaml
 from verl.errors import UserError
 
@@ -93,3 +93,23 @@ def test_without_any_run_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.
 def test_any_other_folder_or_hub_name_is_evaluated_under_a_recipe(run: Path) -> None:
     config = evaluated_config(["model=some-owner/some-model", "recipe=research_mini"])
     assert (config.model, config.name) == ("some-owner/some-model", "research_mini")
+
+
+def test_a_choice_among_presets_takes_the_place_of_all_that_stood_under_its_name(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.yaml").write_text("plugin: nowhere\n")
+    config = evaluated_config([f"model={run}", "data=files", f"data.test={tmp_path / 'elsewhere'}", "hardware=gpu8"])
+    assert config.data.config.test == str(tmp_path / "elsewhere"), "a path is never read as a preset"
+    assert config.cluster.gpus_per_process == 0.5
+    with pytest.raises(UserError, match=r"reward=f2: no such preset; did you mean f1\?"):
+        evaluated_config([f"model={run}", "reward=f2"])
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_with_the_key_for_another(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        writable_folder(tmp_path / "file" / "eval")
+    assert str(error.value) == f"{tmp_path / 'file' / 'eval'} cannot be written to (Not a directory): " + (
+        "write run_dir= with another folder"
+    )
+    assert writable_folder(tmp_path / "new" / "eval").is_dir()
+    assert not list((tmp_path / "new" / "eval").iterdir())

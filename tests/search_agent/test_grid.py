@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from search_agent.command import load_config, results_config
-from search_agent.grid import Member, _capacity, plan_grid, run_grid
+from search_agent.grid import _capacity, run_grid
 from search_agent.grid_report import mean_curve
+from search_agent.members import Member, plan_grid
 from verl.config.compose import to_yaml
 from verl.errors import UserError
 
@@ -83,10 +84,10 @@ def test_a_grid_ends_with_mean_and_interval_of_each_setting(
         "runs": 3,
         "finished": 3,
         "values": {
-            "before sampled": [0.75] * 3,
-            "after sampled": [0.75] * 3,
-            "after greedy": [0.75] * 3,
-            "two hops greedy": [],
+            "before sampled em": [0.75] * 3,
+            "after sampled em": [0.75] * 3,
+            "after greedy em": [0.75] * 3,
+            "after greedy em_two_hop": [],
         },
     }
     assert (tmp_path / "grid" / "curves.png").stat().st_size > 0

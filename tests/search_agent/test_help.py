@@ -45,3 +45,13 @@ def test_keys_of_a_plug_in_are_listed_once() -> None:
     text = command_help("train")
     assert text.count("protocol.passages=") == 1
     assert "Keys with protocol=autorefine or protocol=autorefine_short:" in text
+
+
+def test_the_text_of_a_preset_is_told_whole() -> None:
+    text = " ".join(command_help("train").split())
+    for preset in presets():
+        file = (ROOT / "configs" / preset.group / f"{preset.name}.yaml").read_text()
+        comment = [line[2:] for line in file.splitlines() if line.startswith("# ") and not line.startswith("# @")]
+        assert " ".join(comment[:2]).strip() in text or comment[0] in text
+    assert "two updates a batch so that the clip can act." in text
+    assert "sleeps while the learner works. Not run where it was written." in text

@@ -7,8 +7,8 @@ import pytest
 from search_agent import sizes
 from search_agent.command import load_config
 from search_agent.config import RunConfig
-from search_agent.plan import check_plan, make_plan
-from verl.errors import UserError
+from search_agent.plan import make_plan
+from verl.errors import UserError, refuse
 from verl.trainer.model_shape import ModelShape, read_shape
 
 # Easy to count: one layer of 4 x 4 x 4 attention, no embeddings to speak of.
@@ -98,7 +98,7 @@ def test_all_problems_are_told_at_once() -> None:
     plan = make_plan(config("rollout.engine.kv_cache_gib=0.01"), read_shape("Qwen/Qwen2.5-7B"))
     plan.problems.append("another")
     with pytest.raises(UserError, match=r"KV cache(.|\n)*another"):
-        check_plan(plan)
+        refuse(plan.problems)
 
 
 def test_the_plan_counts_prompts_trajectories_and_tokens() -> None:

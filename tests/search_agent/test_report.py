@@ -33,7 +33,7 @@ def folder_with(path: Path, before: list[float], after: list[float]) -> RunFolde
 
 
 def titles(folder: RunFolder) -> list[tuple[str, str]]:
-    return [(title, trajectory.task_id) for title, trajectory in pick_samples(folder)]
+    return [(title, trajectory.task_id) for title, trajectory in pick_samples(folder, "greedy")]
 
 
 def test_one_question_before_and_after_and_a_failure_are_shown(tmp_path: Path) -> None:

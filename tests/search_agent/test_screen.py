@@ -11,7 +11,7 @@ import pytest
 
 from search_agent import grid_report
 from search_agent.command import load_config
-from search_agent.grid import Member
+from search_agent.members import Member
 from search_agent.report import evaluation_table
 from search_agent.rescore import table as rescored_table
 from search_agent.screen import say, screen

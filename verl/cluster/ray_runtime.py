@@ -11,6 +11,8 @@ import contextlib
 import logging
 import os
 import re
+import shlex
+import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,13 @@ _QUIET = {
 }
 
 
+def path_faults(config: ClusterConfig, python: str = sys.executable) -> list[str]:
+    """Why a local Ray could not start workers of the Python at this path."""
+    if config.address == "local" and (odd := sorted({"'", "\\"} & set(python))):
+        return [f"Python is at {python}, and Ray starts nothing from a path with {' or '.join(odd)}: rename the folder"]
+    return []
+
+
 class RayRuntime:
     """Start with ``with``; actors made through it die with it."""
 
@@ -45,6 +54,8 @@ class RayRuntime:
         self._folder = folder
         self._actors: list[Any] = []
         self._group: Any = None
+        # Ray lets a shell start workers and quotes nothing; in a cluster each node names its own Python.
+        self._python = {"py_executable": shlex.quote(sys.executable)} if config.address == "local" else {}
 
     def __enter__(self) -> RayRuntime:
         for key, value in _QUIET.items():
@@ -130,7 +141,7 @@ class RayRuntime:
                 num_cpus=1,
                 num_gpus=gpus,
                 scheduling_strategy=strategy,
-                runtime_env={"env_vars": thread_environment(threads)},
+                runtime_env={"env_vars": thread_environment(threads), **self._python},
             )
             .remote(*args, **kwargs)
         )

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from verl.config.build import build
 from verl.config.document import help_text
-from verl.errors import UserError
+from verl.errors import UserError, refuse
 
 T = TypeVar("T")
 
@@ -32,11 +32,7 @@ def parse(cls: type[T], arguments: Sequence[str]) -> T:
     if arguments and arguments[0] in ("-h", "--help"):
         print(help_text(cls.__module__, cls.__name__))
         raise SystemExit(0)
-    wrong = [
-        f"{word}: write key=value; keys: {', '.join(get_type_hints(cls))}" for word in arguments if "=" not in word
-    ]
-    if wrong:
-        raise UserError("\n".join(wrong))
+    refuse(f"{word}: write key=value; keys: {', '.join(get_type_hints(cls))}" for word in arguments if "=" not in word)
     tree: dict[str, Any] = {}
     for word in arguments:
         key, _, text = word.partition("=")

@@ -19,7 +19,7 @@ from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from verl.config.nearest import nearest, sibling_modules
-from verl.errors import UserError
+from verl.errors import UserError, refuse
 
 T = TypeVar("T")
 
@@ -54,8 +54,7 @@ def build(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
     """
     faults: list[str] = []
     built = _dataclass(cls, data, path, faults)
-    if faults:
-        raise UserError("\n".join(faults))
+    refuse(faults)
     return built  # type: ignore[no-any-return]
 
 
@@ -182,6 +181,9 @@ def _scalar(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
+    if hint is float and value != value:
+        faults.append(f"{path}: nan is not a value; write a number")
+        return _INVALID
     if (hint in _SCALARS and type(value) is hint) or (hint is NoneType and value is None):
         return value
     if hint is not Path and hint is not NoneType and hint not in _SCALARS:

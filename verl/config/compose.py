@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl.config.nearest import nearest
-from verl.errors import UserError
+from verl.errors import UserError, noted, refuse
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -24,37 +24,46 @@ if TYPE_CHECKING:
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
-def compose(config_name: str, overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
-    """The preset ``config_name`` (a file of ``config_dir``, without its ending) with ``overrides`` in Hydra's grammar.
+def compose(
+    preset: str | Mapping[str, Any], overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR
+) -> dict[str, Any]:
+    """A preset (a file of ``config_dir``, without its ending) with ``overrides`` in Hydra's grammar.
+
+    In place of a preset's name, a whole configuration may be given, that of a run: a choice among presets
+    (``data=files``) then takes the place of all that stood under its name.
 
     Raises UserError: no such preset or group choice (with the nearest one), an override that cannot be parsed, a value
     left open (``???``), an interpolation that leads nowhere.
     """
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_choice("config", config_name, _choices(config_dir))
-    written, faults = [], []
-    for override in parse(overrides):
-        try:
+    parsed = parse(overrides)
+    written: list[str] = []
+    faults: list[str] = []
+    for override in parsed:
+        with noted(faults):
             written.append(_for_hydra(override, config_dir))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join(faults))
+    refuse(faults)
+    if isinstance(preset, str):
+        name = preset
+        _check_choice("config", name, _choices(config_dir))
+    else:
+        name = "given"
+        chosen = {str(override.key_or_group) for override in parsed if (config_dir / override.key_or_group).is_dir()}
+        ConfigStore.instance().store(name, {key: value for key, value in preset.items() if key not in chosen})
     try:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
-            config = _composed(config_name, written, config_dir)
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise UserError("\n".join(f"{key}: has no value; write {key}=..." for key in missing))
+            config = _composed(name, written, config_dir)
+        refuse(f"{key}: has no value; write {key}=..." for key in sorted(OmegaConf.missing_keys(config)))
         plain = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
     if not isinstance(plain, dict):
-        raise UserError(f"{config_dir / config_name}.yaml: must be a mapping of keys")
+        raise UserError(f"{config_dir / name}.yaml: must be a mapping of keys")
     return {str(key): value for key, value in plain.items()}
 
 
@@ -72,8 +81,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             if text.startswith("-"):
                 remedy = "the options are --help and -m, and keys are written without dashes"
             faults.append(f"{text}: cannot be read as an override (key=value); {remedy}")
-    if faults:
-        raise UserError("\n".join(faults))
+    refuse(faults)
     return parsed
 
 
@@ -88,11 +96,30 @@ def expand_grid(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in product(*axes)]
 
 
+def quoted(text: str) -> str:
+    """``text`` as a value in Hydra's grammar that is read back as it stands, whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + (found[2] and r"\'"), text)
+    return f"'{escaped}'".replace("${", r"\${")
+
+
 def to_yaml(data: Mapping[str, Any]) -> str:
     """YAML text with the keys in their order."""
     import yaml
 
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """What ``to_yaml`` wrote into a file. Raises UserError if it holds anything else."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be a mapping of keys")
+    return data
 
 
 def config_hash(resolved: Mapping[str, Any], ignore: Iterable[str] = ()) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
 from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
 from verl.errors import UserError
 from verl.learner.config import OptimizerConfig
+from verl.rollout.interfaces import Sampling
 
 
 def _at_least(config: object, minimum: int, *keys: str) -> None:
@@ -96,6 +97,36 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class DecodingConfig:
+    """One way of drawing answers that a model is measured with."""
+
+    name: str
+    """What it is called in results, metrics and file names: letters, digits, ``-`` and ``_``."""
+    temperature: float = 1.0
+    """0 takes the most likely token each time."""
+    top_p: float = 1.0
+    """Nucleus that tokens are drawn from."""
+    samples: int = 1
+    """Episodes of each task; scores are their mean."""
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is None:
+            raise UserError(f"name is {self.name!r}: write letters, digits, - and _ alone, as files are named after it")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}: write 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: write a number in (0, 1]")
+        _at_least(self, 1, "samples")
+        if self.temperature == 0 and self.samples > 1:
+            raise UserError(f"samples is {self.samples} with temperature=0: they would all be alike; write 1")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its episodes draw tokens."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured during a run, and what the best checkpoint is chosen by."""
 
@@ -105,11 +136,27 @@ class EvaluationConfig:
     """Dev tasks evaluated, the first of the file; null means all of them."""
     test_tasks: int | None = None
     """Test tasks evaluated before and after training, the first of the file; null means all of them."""
-    select_by: Literal["greedy", "sampled"] = "sampled"
-    """Whose dev EM picks the best checkpoint. Greedy EM jumps when a behaviour passes half; sampled EM is smooth."""
+    decodings: tuple[DecodingConfig, ...] = (
+        DecodingConfig(name="greedy", temperature=0.0),
+        DecodingConfig(name="sampled"),
+    )
+    """Ways of drawing answers, each measured on all tasks, side by side."""
+    select_by: str = "sampled"
+    """The decoding that picks the best checkpoint. Greedy EM jumps when a behaviour passes half; sampled EM is
+    smooth."""
+    metric: str = "em"
+    """The number of its dev results that picks it, the higher the better: ``em``, ``f1``, ``em_two_hop``, ``f1/<data
+    set>``, ``reward``, or any part of the reward."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "every_steps")
+        names = [decoding.name for decoding in self.decodings]
+        if not names or len(set(names)) < len(names):
+            raise UserError(
+                f"decodings are called {', '.join(names) or 'nothing'}: write one or more, each of its name"
+            )
+        if self.select_by not in names:
+            raise UserError(f"select_by is {self.select_by}: write the name of one of decodings ({', '.join(names)})")
         for key in ("dev_tasks", "test_tasks"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -29,7 +29,7 @@ from verl.trainer.assign import Assigner
 from verl.trainer.buffer import GroupBuffer
 from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
-from verl.trainer.evaluator import Describe, Evaluator, check_alive
+from verl.trainer.evaluator import Describe, Evaluator, check_alive, chosen_score
 from verl.trainer.ledger import Ledger
 from verl.trainer.phases import reinforcement_phase, warmup_phase
 from verl.trainer.producer import GroupProducer
@@ -92,7 +92,7 @@ class Controller:
         self._ledger = Ledger(folder.path)
         trainer = settings.trainer
         self._saver = Saver(folder, learners, keep=trainer.keep_checkpoints, background=trainer.save_in_background)
-        self._evaluator = Evaluator(pool, describe)
+        self._evaluator = Evaluator(pool, describe, settings.evaluation.decodings)
         config, sampling = settings.trainer, settings.sampling
         shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit)
         self._refill = Refill(pool, data.train, config, shaping, sampling, settings.seed)
@@ -215,7 +215,7 @@ class Controller:
     # -- measuring --
 
     async def _evaluate_dev(self) -> float:
-        """Evaluate on dev, greedy and sampled, and log it; returns the EM that checkpoints are chosen by."""
+        """Evaluate on dev and log it; returns what checkpoints are chosen by."""
         evaluation, state = self._settings.evaluation, self.state
         tasks = self._data.dev[: evaluation.dev_tasks]
         results = await self._evaluator.measure(tasks, "dev", "dev", state.step)
@@ -226,7 +226,7 @@ class Controller:
             if isinstance(value, int | float)
         }
         self._tracker.log(self._global_step(), metrics)
-        return float(results[evaluation.select_by]["em"])
+        return chosen_score(results, evaluation)
 
     def _keep_best(self, name: str, score: float) -> None:
         best = self.state.best.get(name)

@@ -1,51 +1,65 @@
-"""Playing a set of tasks once, greedily and sampled, and saying what came out."""
+"""Playing a set of tasks once in each way of decoding, all side by side, and saying what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from verl.cluster.pool import RolloutPool
+from verl.config.nearest import nearest
 from verl.data.tasks import Task
-from verl.errors import InfrastructureError
+from verl.errors import InfrastructureError, UserError
 from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group, GroupRequest
-from verl.rollout.interfaces import Sampling
+from verl.trainer.config import DecodingConfig, EvaluationConfig
 from verl.trainer.run_folder import RunFolder
 from verl.trainer.summary import abort_reasons
 
-DECODINGS = {"greedy": Sampling(temperature=0.0), "sampled": Sampling()}
-
 Describe = Callable[[Sequence[Group]], dict[str, Any]]
-"""Turns the groups of an evaluation into what ``summary.json`` says of it; ``em`` among the rest."""
+"""Turns the groups of an evaluation into what ``summary.json`` says of it: numbers, and how sure they are."""
 
 
 class Evaluator:
     """Measures whatever weights the pool's engines hold."""
 
-    def __init__(self, pool: RolloutPool, describe: Describe) -> None:
+    def __init__(self, pool: RolloutPool, describe: Describe, decodings: Sequence[DecodingConfig]) -> None:
         self._pool = pool
         self._describe = describe
+        self._decodings = decodings
 
     async def measure(
         self, tasks: Sequence[Task], split: str, stage: str, step: int, keep_in: RunFolder | None = None
     ) -> dict[str, dict[str, Any]]:
-        """``{"greedy": ..., "sampled": ...}``; the episodes go to ``keep_in`` as ``<stage>-greedy`` and so on.
+        """What came out by decoding; the episodes go to ``keep_in`` as ``<stage>-<decoding>``.
 
-        Raises InfrastructureError if no episode survived: an outage is not a score of zero.
+        Raises InfrastructureError if no episode of a decoding survived: an outage is not a score of zero.
         """
+        requests = [
+            GroupRequest(number, task, decoding.samples, split, f"{stage}-{decoding.name}", step, decoding.sampling)
+            for number, (decoding, task) in enumerate((way, task) for way in self._decodings for task in tasks)
+        ]
+        played = await self._pool.run(requests)  # one call: the slow episodes of one way do not hold up the next
         results = {}
-        for name, sampling in DECODINGS.items():
-            requests = [
-                GroupRequest(number, task, 1, split, f"{stage}-{name}", step, sampling)
-                for number, task in enumerate(tasks)
-            ]
-            groups = await self._pool.run(requests)
+        for number, decoding in enumerate(self._decodings):
+            groups = played[number * len(tasks) : (number + 1) * len(tasks)]
             check_alive(groups)
-            results[name] = self._describe(groups)
+            results[decoding.name] = self._describe(groups)
             if keep_in is not None:
-                keep_in.write_trajectories(f"{stage}-{name}", step, episodes_of(groups, split), keep=1)
+                keep_in.write_trajectories(f"{stage}-{decoding.name}", step, episodes_of(groups, split), keep=1)
         return results
+
+
+def chosen_score(results: Mapping[str, Mapping[str, Any]], config: EvaluationConfig) -> float:
+    """The number that the best checkpoint is chosen by. Raises UserError, with what there is, if there is none."""
+    result = results[config.select_by]
+    score = result.get(config.metric)
+    if isinstance(score, int | float):
+        return float(score)
+    known = sorted(name for name, value in result.items() if isinstance(value, int | float))
+    raise UserError(
+        f"evaluation.metric={config.metric}: dev has no such number{nearest(config.metric, known)}; "
+        f"there are: {', '.join(known)}"
+    )
 
 
 def check_alive(groups: Sequence[Group]) -> None:

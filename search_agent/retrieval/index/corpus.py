@@ -37,11 +37,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A passage, the number of its row, from 1, and all that stands there."""
+    """A passage and the number of its row, from 1."""
 
     number: int
     passage: Passage
-    fields: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -100,8 +99,7 @@ class Corpus:
             if row is None:
                 continue
             try:
-                fields = orjson.loads(row) if isinstance(row, bytes) else row
-                yield Numbered(number, parse_row(fields), fields)
+                yield Numbered(number, parse_row(orjson.loads(row) if isinstance(row, bytes) else row))
             except orjson.JSONDecodeError as error:
                 self._faults.add(number, f"not JSON: {error}")
             except ValueError as error:

@@ -7,6 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from verl.cluster.config import ClusterConfig
+from verl.cluster.ray_runtime import path_faults
+
 ROOT = Path(__file__).resolve().parents[3]
 
 # In a process of its own: Ray, once it was started in one, is never quite out of it.
@@ -46,9 +49,20 @@ with RayRuntime(ClusterConfig(), 1, Path(sys.argv[1])) as runtime:
 
 def test_an_actor_that_dies_is_started_again_in_its_place_and_ray_says_nothing() -> None:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, as sockets need
-        command = [sys.executable, "-c", RUN, folder]
+        # A checkout may lie anywhere: Ray starts workers through a shell, which would read such a path as words.
+        environment = Path(folder) / 'a "dir" (v2) $x&;*'
+        environment.symlink_to(sys.prefix)
+        command = [str(environment / "bin" / "python"), "-c", RUN, folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "raylet" not in done.stdout + done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith("no room for 3 CPUs after 1 s: the cluster has 0 of 1 CPUs free")
+
+
+def test_a_path_that_ray_cannot_start_from_is_refused_at_once() -> None:
+    for python in ("/home/o'hara/.venv/bin/python", "/a\\b/.venv/bin/python"):
+        [line] = path_faults(ClusterConfig(), python)
+        assert line.startswith(f"Python is at {python}, and Ray starts nothing from a path with ")
+        assert path_faults(ClusterConfig(address="auto"), python) == []
+    assert path_faults(ClusterConfig()) == []
