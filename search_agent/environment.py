@@ -241,7 +241,9 @@ class SearchEnvironment:
         except BadRequest as refusal:
             return (), ToolCall(call.tool, call.request, failure=str(refusal))
         found = tuple(ToolResult(document.id, document.score, document.title) for document in result.documents)
-        return result.documents, ToolCall(call.tool, call.request, found, result.latency_s, result.cached)
+        return result.documents, ToolCall(
+            call.tool, call.request, found, result.latency_s, result.cached, facts=result.facts
+        )
 
     def _append(
         self, pieces: list[str], last_id: int | None, record: ToolCall | None = None, *, last_call: bool = True

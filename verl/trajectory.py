@@ -10,7 +10,7 @@ calls, answers) is read from segments, so that a passage which contains a tag is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -55,6 +55,8 @@ class ToolCall:
     failure: str | None = None
     """Why the tool refused the request, which is the policy's fault; None if it was carried out. An outage is never
     recorded: it aborts the episode."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that the tool measured and that are not shown to the policy (``correct``, ``answer_rank``)."""
 
 
 @dataclass(frozen=True, slots=True)

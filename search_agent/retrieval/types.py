@@ -6,7 +6,8 @@ is never a value: it is raised as ``verl.errors.InfrastructureError``, so that n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class SearchResult:
     """From the call to its answer, in seconds; waiting for a batch and retries included."""
     cached: bool
     """Whether the answer came from the client's cache and reached no server."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, by name, for rewards and metrics."""
 
 
 def split_contents(contents: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""What the policy can call, beside the search client: each tool is a short file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from search_agent.retrieval.types import Document, SearchResult
 from verl.data.tasks import Task
@@ -18,8 +18,13 @@ from verl.data.tasks import Task
 class Retriever(Protocol):
     """What answers a query; the retrieval client is one."""
 
-    async def search(self, query: str, k: int) -> SearchResult:
-        """Up to ``k`` documents, best first. Raises InfrastructureError when it failed for good."""
+    async def search(
+        self, query: str, k: int, *, options: Mapping[str, Any] | None = None, ids_only: bool = False
+    ) -> SearchResult:
+        """Up to ``k`` documents, best first. Raises InfrastructureError when it failed for good.
+
+        ``options`` narrow the search (a last date, say); with ``ids_only`` documents come without texts.
+        """
         ...
 
 

@@ -45,7 +45,7 @@ class Shelf:
     failure: InfrastructureError | None = None
     queries: list[tuple[str, int]] = field(default_factory=list)
 
-    async def search(self, query: str, k: int) -> SearchResult:
+    async def search(self, query: str, k: int, **_: Any) -> SearchResult:
         self.queries.append((query, k))
         if self.failure:
             raise self.failure

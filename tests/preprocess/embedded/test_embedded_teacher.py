@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ class Remembered:
     def __init__(self, split: Split) -> None:
         self.retrieve = retriever(split.world)
 
-    async def search(self, query: str, k: int) -> SearchResult:
+    async def search(self, query: str, k: int, **_: Any) -> SearchResult:
         return SearchResult(tuple(self.retrieve(query))[:k], 0.0, False)
 
 
