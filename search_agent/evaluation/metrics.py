@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from search_agent.rewards.text import compared, cover_match, exact_match, overlap
 
@@ -37,11 +37,18 @@ def score_answer(prediction: str, golds: Sequence[str]) -> AnswerScores:
     return AnswerScores(exact_match(prediction, golds), f1, precision, recall, cover_match(prediction, golds))
 
 
-def ndcg(ranking: Iterable[str], grades: Mapping[str, float], k: int) -> float:
-    """nDCG@k with the grade as gain and 1 / log2(rank + 1) as discount (Järvelin and Kekäläinen 2002; trec_eval's)."""
+def ndcg(
+    ranking: Iterable[str], grades: Mapping[str, float], k: int, ideal: Literal["sorted", "listed"] = "sorted"
+) -> float:
+    """nDCG@k with the grade as gain and 1 / log2(rank + 1) as discount (Järvelin and Kekäläinen 2002; trec_eval's).
+
+    ``ideal="listed"`` takes the judged passages in the order of ``grades`` for the ideal ranking, as DeepRetrieval's
+    code does: it can exceed 1.
+    """
     found = [max(0.0, grades.get(identifier, 0.0)) for identifier in _first(ranking, k)]
-    ideal = sorted((grades[identifier] for identifier in _relevant(grades)), reverse=True)[:k]
-    return _dcg(found) / _dcg(ideal)
+    gains = [max(0.0, grade) for grade in grades.values()]
+    _relevant(grades)  # raises where nothing is relevant
+    return _dcg(found) / _dcg((sorted(gains, reverse=True) if ideal == "sorted" else gains)[:k])
 
 
 def recall(ranking: Iterable[str], grades: Mapping[str, float], k: int) -> float:
