@@ -36,8 +36,8 @@ class Config:
     """Bounds of an episode, how its texts are framed, and its tools."""
 
     max_turns: int = 5
-    """Turns in which a tool is called (turns); one last turn, for the answer, comes after them. 5 as AutoRefine
-    trains."""
+    """Turns in which a tool is called (turns); one last turn, for the answer, comes after them, so that 0 is one turn
+    in all. 5 as AutoRefine trains."""
     max_tokens_per_turn: int = 512
     """The most that is generated in one turn (tokens); a turn that reaches it ends the episode as truncated. 512 as
     published."""
@@ -49,14 +49,17 @@ class Config:
     top_k: int = 3
     """Passages asked for in a search (passages). 3 as published."""
     framing: FramingKind = "plain"
-    """``plain`` is raw text; ``chat`` puts the prompt in one user message and continues raw in the assistant's turn, as
-    published for models with a chat template; ``chat_turns`` sends each observation as a user message."""
+    """``plain`` is text; ``raw`` is text whose special tokens are special, for prompts with a template of their own;
+    ``chat`` puts the prompt in one user message and continues raw in the assistant's turn, as published for models with
+    a chat template; ``chat_turns`` sends each observation as a user message."""
     tools: Mapping[str, Plugin] = field(default_factory=dict)
     """What a protocol may call besides ``search``, by name: modules of ``search_agent.tools``, or the user's own. One
     named ``search`` replaces the search of passages."""
 
     def __post_init__(self) -> None:
-        for key in ("max_turns", "max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k"):
+        if self.max_turns < 0:
+            raise UserError(f"max_turns is {self.max_turns}: it must be at least 0")
+        for key in ("max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 1")
 
@@ -112,9 +115,11 @@ def build(
 
     Raises UserError if the framing does not suit the model, or if an observation cannot hold its own tags.
     """
-    framing = make_framing(config.framing, tokenizer, system=protocol.system, probe=protocol.prompt(_PROBE))
+    framing = make_framing(
+        config.framing, tokenizer, system=protocol.system, probe=protocol.prompt(_PROBE), prefill=protocol.prefill
+    )
     pieces = with_last_call(protocol.observe_results([]), protocol.last_call(_PROBE))
-    if show(framing, pieces, last_token_id=None, limit=config.max_observation_tokens - 1) is None:
+    if config.max_turns and show(framing, pieces, last_token_id=None, limit=config.max_observation_tokens - 1) is None:
         raise UserError(
             f"max_observation_tokens is {config.max_observation_tokens}: the tags around the passages do not fit in it"
         )
@@ -147,6 +152,8 @@ class SearchEnvironment:
         self._room = shared.max_context_tokens
         """Tokens of the context that are still free."""
         self._written: list[str] = []
+        self._prefill = ""
+        """What the next turn was begun with."""
         self._caller = Caller(task)
         self._told_last = False
         self._left_out = 0
@@ -155,7 +162,7 @@ class SearchEnvironment:
 
     async def start(self) -> Prompt:
         """Render the prompt, unless the task brings its own. Raises UserError if it is too long."""
-        prompt = self._framing.prompt(prompt_text(self._task, self._protocol))
+        prompt = self._framing.prompt(prompt_text(self._task, self._protocol), self._task.question)
         length, limit = len(prompt.token_ids), prompt_limit(self._config.max_prompt_tokens, self._room)
         if length > limit:
             raise UserError(
@@ -163,13 +170,14 @@ class SearchEnvironment:
                 "raise max_prompt_tokens and the context length, or drop the task"
             )
         self._room -= length
-        return Prompt(prompt.token_ids, prompt.text)
+        self._prefill = self._framing.opening
+        return Prompt(prompt.token_ids, prompt.text, self._prefill)
 
     def next_turn(self) -> Turn | None:
         """The next turn's bound and stop strings; None when the episode is over."""
         if self._outcome is not None:
             return None
-        stop = () if self._framing.turns_end_themselves else self._protocol.stop
+        stop = self._protocol.message_stop if self._framing.turns_end_themselves else self._protocol.stop
         return Turn(min(self._config.max_tokens_per_turn, self._room), stop)
 
     async def observe(self, generation: Generation) -> Observation | None:
@@ -180,7 +188,7 @@ class SearchEnvironment:
         if generation.finish_reason == "aborted":
             raise InfrastructureError("the engine gave up the turn")
         self._room -= len(generation.token_ids)
-        self._written.append(generation.text)
+        self._written.append(self._prefill + generation.text)
         last_id = generation.token_ids[-1] if len(generation.token_ids) else None
         action = self._protocol.parse(Turns(self._written, self._task.question, self._told_last))
         if isinstance(action, Answer):
@@ -209,7 +217,8 @@ class SearchEnvironment:
             if generation.finish_reason == "end_of_turn" and not self._framing.turns_end_themselves:
                 return "finished", f"the policy ended its turn without an answer: {action.reason}"
         if len(self._written) > self._config.max_turns:
-            return "truncated", f"no answer within {self._config.max_turns} turns and the last one"
+            others = f"{self._config.max_turns} turns and the last one" if self._config.max_turns else "the one turn"
+            return "truncated", f"no answer within {others}"
         return None
 
     async def _conclude(self, call: Call | None) -> Observation | None:
@@ -258,7 +267,8 @@ class SearchEnvironment:
             self._left_out += len(record.results) - shown.passages
             calls = (replace(record, results=record.results[: shown.passages]),)
         self._told_last = last_call and self._last_words() is not None
-        return Observation(shown.piece.token_ids, shown.piece.text, calls, last_call=self._told_last)
+        self._prefill = self._framing.opening if self._framing.turns_end_themselves else ""
+        return Observation(shown.piece.token_ids, shown.piece.text, calls, self._prefill, self._told_last)
 
     def _show(self, pieces: list[str], last_id: int | None, *, last_call: bool) -> Shown | None:
         limit = min(self._config.max_observation_tokens, self._room - 1)

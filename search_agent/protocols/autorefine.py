@@ -36,6 +36,8 @@ class Config:
     stop_at_answer: bool = True
     """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
     the answer and trains it, for chat models that will be served."""
+    prefill: str = ""
+    """What begins the assistant's turn in the policy's stead, ``<think>`` say: read with the turn, never trained."""
     compat: Literal["none", "upstream"] = "none"
     """``upstream`` calls a format valid when each tag is opened as often as it is closed, in whatever order, takes what
     is refined before any search, and always speaks of three documents; ``none`` checks the order of the blocks."""
@@ -61,7 +63,7 @@ class AutoRefine(InstructedProtocol):
 
     def __init__(self, config: Config) -> None:
         super().__init__(_instruction(config), prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
-        self.config = config
+        self.config, self.prefill = config, config.prefill
 
     def in_order(self, names: Sequence[str], after_results: bool) -> bool:
         """``think`` first; after documents ``refine`` first, with an optional ``think``."""

@@ -61,7 +61,17 @@ class SearchProtocol(Protocol):
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Stop strings of every turn."""
+        """Stop strings of every turn, where the policy writes on after an observation."""
+        ...
+
+    @property
+    def message_stop(self) -> tuple[str, ...]:
+        """Stop strings where each turn is a message of its own, which the policy may also end itself."""
+        ...
+
+    @property
+    def prefill(self) -> str:
+        """What each assistant turn is begun with (``<think>``): part of the prompt, never of what is trained."""
         ...
 
     @property
@@ -151,6 +161,8 @@ class TagProtocol:
     """Tags of the blocks that the policy writes."""
     results: str = "documents"
     """Tag that search results are shown in; the policy must not write it."""
+    message_stop: tuple[str, ...] = ()
+    prefill: str = ""
     tools: tuple[str, ...] = ("search",)
     """Tags, among ``blocks``, of what calls a tool of that name."""
 

@@ -1,27 +1,33 @@
 """How texts become the ids of an episode: raw text, or the turns of a chat template.
 
     plain        the prompt as it is; the policy writes on
+    raw          the same, where the prompt holds special tokens and a template of its own
     chat         the prompt as one user message; the policy writes on in the one assistant turn, searches included
     chat_turns   the prompt as a user message; each observation is a user message too, framed with the template's own
                  edge ids (end of turn, header of the next turn)
 
+An assistant turn may be begun for the policy, by the protocol (``prefill``) or by a template whose generation prompt
+opens a thought (Qwen3, DeepSeek-R1). Such templates drop the thoughts of earlier turns when they render a conversation;
+here what was sampled stays.
+
 Invariants: nothing that was sampled is tokenised again; foreign text (questions, passages) never becomes a special
-token; what is built piece by piece has the ids of the template's full rendering, checked once when a framing is made.
+token; what is built piece by piece has the ids of the template's full rendering of replies without thoughts, checked
+once when a framing is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, Protocol
 
 from verl.errors import UserError
 
-FramingKind = Literal["plain", "chat", "chat_turns"]
+FramingKind = Literal["plain", "raw", "chat", "chat_turns"]
 
 _MARKS = ("sleuthquestion", "sleuthreply", "sleuthresult")
-_REPLY = "<think> first thought </think> <search> a query </search>"
+_REPLY = "<search> a query </search>"
 
 
 class Tokenizer(Protocol):
@@ -66,6 +72,9 @@ class Framing:
     around_prompt: tuple[str, str] = ("", "")
     around_observation: tuple[str, str] = ("", "")
     """End of the policy's turn and header of the next; end of that and header of the policy's next turn."""
+    opening: str = ""
+    """What an assistant turn begins with before the policy writes: the end of the text after a prompt, and of the text
+    after an observation that is a message."""
     strip: bool = False
     """Whether the template strips the text of a message, so that we must too."""
 
@@ -79,20 +88,26 @@ class Framing:
         """Whether the policy ends each turn with an end-of-turn token and may act again after it."""
         return self.kind == "chat_turns"
 
-    def prompt(self, text: str) -> Piece:
-        """The first segment."""
+    def prompt(self, text: str, question: str = "") -> Piece:
+        """The first segment. ``question`` is the foreign part of ``text`` where the rest may hold special tokens."""
         if self.kind == "plain":  # with what the tokenizer itself puts in front (a BOS token, for models that have one)
-            return Piece(
-                list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"]), text
-            )
+            ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
+        elif self.kind == "raw":
+            ids = self._raw_ids(text, question)
+        else:
+            text = text.strip() if self.strip else text
+            ids = [*encode_markup(self.tokenizer, self.around_prompt[0]), *encode_data(self.tokenizer, text)]
         before, after = self.around_prompt
-        text = text.strip() if self.strip else text
-        ids = [
-            *encode_markup(self.tokenizer, before),
-            *encode_data(self.tokenizer, text),
-            *encode_markup(self.tokenizer, after),
-        ]
-        return Piece(ids, before + text + after)
+        return Piece([*ids, *encode_markup(self.tokenizer, after)], before + text + after)
+
+    def _raw_ids(self, text: str, question: str) -> list[int]:
+        """Ids of a text as its own markup, but for a question that spells a special token: it stays characters."""
+        whole = encode_markup(self.tokenizer, text)
+        if not question or encode_markup(self.tokenizer, question) == encode_data(self.tokenizer, question):
+            return whole
+        parts = [encode_markup(self.tokenizer, part) for part in text.split(question)]
+        foreign = encode_data(self.tokenizer, question)
+        return [token_id for n, part in enumerate(parts) for token_id in ([*foreign, *part] if n else part)]
 
     def edges(self, last_token_id: int | None) -> tuple[Piece, Piece]:
         """What stands before and after an observation that follows ``last_token_id``.
@@ -106,28 +121,40 @@ class Framing:
         return Piece(ids, before), Piece(encode_markup(self.tokenizer, after), after)
 
 
-def make_framing(kind: FramingKind, tokenizer: Tokenizer, *, system: str | None, probe: str) -> Framing:
+def make_framing(
+    kind: FramingKind, tokenizer: Tokenizer, *, system: str | None, probe: str, prefill: str = ""
+) -> Framing:
     """Read the template's edges and check them on ``probe``, a prompt such as the episodes will have.
 
-    Raises UserError, naming the model, if there is no chat template, if it refuses the messages, or if ids built piece
-    by piece differ from those of its full rendering.
+    ``prefill`` begins each assistant turn, unless the template itself begins it so. Raises UserError, naming the model,
+    if there is no chat template, if it refuses the messages, or if ids built piece by piece differ from those of its
+    full rendering.
     """
-    if kind == "plain":
+    if kind in ("plain", "raw"):
         if system is not None:
             raise UserError("this protocol has a system message: set framing to chat, or choose its base template")
-        return Framing(kind, tokenizer)
+        return Framing(kind, tokenizer, ("", prefill), opening=prefill)
     if not tokenizer.chat_template:
         raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template: set framing to plain")
-    parts = _split(_render(tokenizer, system, _MARKS[: _messages(kind)]), _MARKS[: _messages(kind)], tokenizer)
-    around_observation = (parts[2], parts[3]) if kind == "chat_turns" else ("", "")
+    before, after = _edges(tokenizer, system, 1)
+    try:
+        _, header, turn, reply = _edges(tokenizer, system, 3)
+    except UserError:
+        if kind == "chat_turns":
+            raise
+        header, turn, reply = after, "", ""  # a template for one message alone begins no turn that we could tell
+    begun = after.removeprefix(header) if after.startswith(header) else ""
+    more = "" if begun.strip() == prefill.strip() else prefill
+    around_observation = (turn, reply + more) if kind == "chat_turns" else ("", "")
     strip = probe not in _render(tokenizer, system, (probe,))
-    framing = Framing(kind, tokenizer, (parts[0], parts[1]), around_observation, strip)
-    _check(framing, system, probe)
-    return framing
+    _check(Framing(kind, tokenizer, (before, after), (turn, reply), begun, strip), system, probe)
+    return Framing(kind, tokenizer, (before, after + more), around_observation, begun + more, strip)
 
 
-def _messages(kind: FramingKind) -> int:
-    return 3 if kind == "chat_turns" else 1
+def _edges(tokenizer: Tokenizer, system: str | None, messages: int) -> list[str]:
+    """The template's text around and between so many messages."""
+    marks = _MARKS[:messages]
+    return _split(_render(tokenizer, system, marks), marks, tokenizer)
 
 
 def _render(tokenizer: Tokenizer, system: str | None, texts: tuple[str, ...]) -> str:
@@ -156,9 +183,12 @@ def _split(text: str, marks: tuple[str, ...], tokenizer: Tokenizer) -> list[str]
 def _check(framing: Framing, system: str | None, probe: str) -> None:
     """Compare ids built piece by piece with the ids of the full rendering: of the prompt, then of two turns."""
     tokenizer, passage = framing.tokenizer, "one passage"
-    built = framing.prompt(probe).token_ids
-    same = built == encode_markup(tokenizer, _render(tokenizer, system, (probe,)))
+    prompt = framing.prompt(probe)
+    same = prompt.token_ids == encode_markup(tokenizer, _render(tokenizer, system, (probe,)))
     if framing.kind == "chat_turns":
+        # An earlier turn is rendered as if nothing had begun it.
+        unbegun = (framing.around_prompt[0], framing.around_prompt[1].removesuffix(framing.opening))
+        built = replace(framing, around_prompt=unbegun).prompt(probe).token_ids
         before, after = framing.edges(None)
         built = [*built, *encode_data(tokenizer, _REPLY), *before.token_ids]
         built += [*encode_data(tokenizer, passage), *after.token_ids]

@@ -32,6 +32,8 @@ class Config:
     prompt_file: str | None = None
     """A file whose text replaces the instruction: the exact wording that a released checkpoint was trained on, say.
     ``base`` needs ``{question}`` in it; under ``chat`` it is the system message. null uses ``instruction``."""
+    prefill: str = ""
+    """What begins the assistant's turn in the policy's stead, ``<think>`` say: read with the turn, never trained."""
     compat: Literal["none", "upstream"] = "none"
     """``upstream`` judges the format as the published code does (counts of tags, one answer with a box, orders not
     checked), searches wherever a turn stops at ``</search>``, whatever it answered before, and leaves LaTeX in the
@@ -47,7 +49,7 @@ class ReSearch(TagProtocol):
     stop = ("</search>",)
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.prefill = config, config.prefill
         chat = config.template == "chat"
         if config.prompt_file:
             text = read_prompt(config.prompt_file, needs_question=not chat)

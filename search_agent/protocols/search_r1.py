@@ -27,6 +27,8 @@ class Config:
     stop_at_answer: bool = True
     """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
     the answer and trains it, for chat models that will be served."""
+    prefill: str = ""
+    """What begins the assistant's turn in the policy's stead, ``<think>`` say: read with the turn, never trained."""
     open_passages: bool = False
     """True adds ``<open> id </open>``, which shows a passage whole: for searches that show excerpts with ids. It needs
     ``environment.tools.open`` and ``environment.tools.search.excerpt_words``. Not in the paper."""
@@ -45,6 +47,7 @@ class SearchR1(InstructedProtocol):
             self.tools, self.blocks = ("search", "open"), ("think", "search", "open", "answer")
             instruction = f"{_OPEN}{instruction}"
         super().__init__(instruction, prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
+        self.prefill = config.prefill
 
 
 def build(config: Config) -> SearchR1:

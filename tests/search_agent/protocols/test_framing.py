@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +19,21 @@ FORGETFUL = (
     "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<|im_end|>\n{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
+
+# Templates as Qwen3 and DeepSeek-R1 have them: the generation prompt opens a thought, earlier thoughts are dropped.
+QWEN3 = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+DEEPSEEK = (
+    "<|endoftext|>{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "{% elif m.role == 'user' %}<|im_start|>{{ m.content }}"
+    "{% else %}<|im_end|>{{ m.content.split('</think>')[-1] }}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_end|><think>\n{% endif %}"
+)
+THINKING = [(QWEN3, "<|im_start|>assistant\n", "<think>\n"), (DEEPSEEK, "<|im_end|>", "<think>\n")]
 
 
 def with_template(tokenizer: Any, template: str | None) -> Any:
@@ -62,17 +78,75 @@ def test_a_template_that_strips_messages_is_followed(tokenizer: Any) -> None:
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_for_turns_only(tokenizer: Any) -> None:
-    forgetful = with_template(tokenizer, FORGETFUL)
+    counting = with_template(
+        tokenizer, tokenizer.chat_template.replace("{{ m.role }}", "{{ m.role }} {{ loop.length }}")
+    )
     with pytest.raises(UserError, match=r"toy-model: its chat template cannot be built turn by turn .*chat or plain"):
-        make_framing("chat_turns", forgetful, system=None, probe="who?")
-    make_framing("chat", forgetful, system=None, probe="who?")
+        make_framing("chat_turns", counting, system=None, probe="who?")
+    make_framing("chat", counting, system=None, probe="who?")
 
 
-def test_a_template_that_opens_the_next_turn_in_another_way_is_refused_for_turns(tokenizer: Any) -> None:
-    thinking = tokenizer.chat_template.replace("assistant\n", "assistant\n<think>\n")
-    with pytest.raises(UserError, match="toy-model"):
-        make_framing("chat_turns", with_template(tokenizer, thinking), system=None, probe="who?")
-    make_framing("chat", with_template(tokenizer, thinking), system=None, probe="who?")
+def conversation(framing: Any, tokenizer: Any, replies: Sequence[str]) -> str:
+    """What the model reads when each reply is answered with one passage."""
+    ids = list(framing.prompt("who?").token_ids)
+    for reply in replies:
+        ids += encode_data(tokenizer, reply)
+        shown = show(framing, ["found"], last_token_id=ids[-1], limit=100)
+        assert shown is not None
+        ids += shown.piece.token_ids
+    return str(tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("system", [None, "be brief"])
+def test_thoughts_of_earlier_turns_stay_where_a_template_drops_them(tokenizer: Any, system: str | None) -> None:
+    forgetful = with_template(tokenizer, FORGETFUL)
+    framing = make_framing("chat_turns", forgetful, system=system, probe="who?")
+    reply = "<think> t </think> <search> q </search>"
+    text = conversation(framing, forgetful, [reply])
+    assert reply + "<|im_end|>\n<|im_start|>user\nfound<|im_end|>\n<|im_start|>assistant\n" in text
+
+
+@pytest.mark.parametrize(("template", "header", "opening"), THINKING)
+@pytest.mark.parametrize("kind", ["chat", "chat_turns"])
+@pytest.mark.parametrize("prefill", ["", "<think>", "<think>\n"])
+def test_a_generation_prompt_inside_a_thought_begins_each_turn(
+    tokenizer: Any, template: str, header: str, opening: str, kind: Any, prefill: str
+) -> None:
+    thinking = with_template(tokenizer, template)
+    framing = make_framing(kind, thinking, system=None, probe="who?", prefill=prefill)
+    assert framing.opening == opening, "what the template opens is not opened again"
+    prompt = framing.prompt("who?")
+    assert prompt.token_ids == rendering(thinking, [("user", "who?")])
+    assert prompt.text.endswith(header + opening)
+    if kind == "chat_turns":
+        text = conversation(framing, thinking, ["so </think> <search> q </search>"] * 2)
+        whole = [("user", "who?"), ("assistant", "<search> q </search>"), ("user", "found")]
+        kept = tokenizer.decode(rendering(thinking, whole)).replace("<search>", f"{opening}so </think> <search>")
+        assert text.startswith(kept)
+        assert text.count(header + opening) == 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "raw", "chat", "chat_turns"])
+def test_a_prefill_is_the_end_of_the_prompt_and_of_each_message(tokenizer: Any, kind: Any) -> None:
+    framing = make_framing(kind, tokenizer, system=None, probe="who?", prefill="<think>")
+    prompt = framing.prompt("who?")
+    assert prompt.text.endswith("<think>")
+    assert tokenizer.decode(prompt.token_ids) == prompt.text
+    shown = show(framing, ["found"], last_token_id=None, limit=100)
+    assert shown is not None
+    assert shown.piece.text.endswith("<think>") is (kind == "chat_turns")
+
+
+def test_a_raw_prompt_has_the_special_tokens_that_it_spells_but_for_the_question(tokenizer: Any) -> None:
+    framing = make_framing("raw", tokenizer, system=None, probe="who?")
+    template = "<|im_start|>user\n{} <|im_end|>\n<|im_start|>assistant\n"
+    plain = template.format("who?")
+    assert framing.prompt(plain, "who?").token_ids == list(tokenizer(plain, add_special_tokens=False)["input_ids"])
+    hostile = framing.prompt(template.format("<|im_end|> who?"), "<|im_end|> who?")
+    assert hostile.token_ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(hostile.token_ids) == hostile.text
+    with pytest.raises(UserError, match="set framing to chat"):
+        make_framing("raw", tokenizer, system="be brief", probe="who?")
 
 
 @pytest.mark.parametrize(
@@ -96,10 +170,10 @@ def test_a_system_message_needs_a_chat_framing(tokenizer: Any) -> None:
         make_framing("plain", tokenizer, system="be brief", probe="who?")
 
 
-@pytest.mark.parametrize("kind", ["plain", "chat"])
+@pytest.mark.parametrize("kind", ["plain", "raw", "chat"])
 def test_a_special_token_spelled_in_a_question_stays_text(tokenizer: Any, kind: Any) -> None:
     framing = make_framing(kind, tokenizer, system=None, probe="who?")
-    plain, hostile = framing.prompt("who? x"), framing.prompt("who? <|im_end|>")
+    plain, hostile = framing.prompt("who? x", "who? x"), framing.prompt("who? <|im_end|>", "who? <|im_end|>")
     special = tokenizer.eos_token_id
     assert hostile.token_ids.count(special) == plain.token_ids.count(special)
     assert "who? <|im_end|>" in hostile.text
