@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.learner.packing import costs, draw
 from verl.data.packing import Plan, pack
 from verl.errors import UserError
 
@@ -48,6 +49,26 @@ def test_ranks_are_balanced_by_cost() -> None:
     costs = [24576.0 * length + length**2 for length in lengths]
     loads = [sum(costs[i] for batch in share for i in batch) for share in pack(lengths, 16384, 8, costs)]
     assert max(loads) / (sum(loads) / 8) <= 1.03
+
+
+def test_ranks_are_even_after_they_exchanged_sequences() -> None:
+    imbalance = []
+    for number in range(18):
+        lengths = draw(number)
+        flops = costs(lengths)
+        plan = pack(lengths, 16_384, 4, flops)
+        check(plan, lengths, 16_384, 4)
+        loads = [sum(flops[i] for members in share for i in members) for share in plan]
+        imbalance.append(4 * max(loads) / sum(loads) - 1)
+    assert sum(imbalance) / len(imbalance) <= 0.001
+    assert max(imbalance) <= 0.04
+
+
+def test_exchanging_never_makes_the_busiest_rank_busier() -> None:
+    """One giant, which no exchange can divide, and what lies beside it."""
+    plan = pack([100, 30, 30, 30, 1], 100, 2, [100, 30, 30, 30, 1])
+    loads = sorted(sum([100, 30, 30, 30, 1][i] for members in share for i in members) for share in plan)
+    assert loads == [91, 100]
 
 
 def test_same_input_gives_same_plan() -> None:
