@@ -148,14 +148,23 @@ class ServerConfig:
     """The encoder of a dense or hybrid back end (``dense.model=...``, ``dense.family=...``)."""
     colbert: ColbertConfig | None = None
     """The model of ``backend=colbert`` (``colbert.model=...``)."""
+    filters: tuple[str, ...] = ()
+    """Fields of the corpus (at the top of a row or under ``metadata``) by which a request's ``options`` may select
+    passages; held in memory, 4 bytes a passage each."""
     rerank: RerankConfig | None = None
     """A model over the first hits (``rerank.model=...``); none by default: it costs a model run a passage."""
     host: str = "127.0.0.1"
     """Address to listen at; loopback, because everybody who can reach it may ask."""
     port: int = 8000
     """Port to listen at; 0 takes a free one. 8000 is what published clients of ``/retrieve`` expect."""
+    hosts: tuple[str, ...] = ()
+    """Further names (without port) under which a server without a token answers, e.g. that of a proxy before it."""
     topk: int = 3
     """Documents for a request that does not say how many; 3 is what Search-R1 and AutoRefine train with."""
+    max_k: int = 1000
+    """The most documents that a query may ask for; retrieval that is judged by recall asks for thousands."""
+    max_queries: int = 65536
+    """The most queries of one request; published training loops send a whole batch in one, 2,560 at their sizes."""
     threads: int = 0
     """Threads that search; 0 takes one for each core with BM25, one in all with a model, which has its own, and eight
     for a ``backend.plugin``, which they wait for."""
@@ -174,14 +183,19 @@ class ServerConfig:
         self._check_backend()
         if not 0 <= self.shard < self.shards:
             raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
-        if self.topk < 1:
-            raise UserError(f"topk: {self.topk} is below 1; give 1 or more")
+        for key in ("topk", "max_k", "max_queries"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        if self.topk > self.max_k:
+            raise UserError(f"topk: {self.topk} is above max_k={self.max_k}; raise max_k")
         if self.threads < 0:
             raise UserError(f"threads: {self.threads} is negative; 0 chooses by back end")
 
     def _check_backend(self) -> None:
         if self.corpus is None and not isinstance(self.backend, Plugin):
             raise UserError("corpus: missing; write corpus=FILE, or backend.plugin=MODULE for one with passages")
+        if self.filters and isinstance(self.backend, Plugin):
+            raise UserError("filters: only back ends of ours have them; remove filters=")
         for group, backends in (("dense", ("dense", "hybrid")), ("colbert", ("colbert",))):
             given = getattr(self, group) is not None
             if given != (self.backend in backends):

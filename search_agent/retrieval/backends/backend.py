@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import orjson
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,34 @@ class Backend(Protocol):
     def manifest(self) -> dict[str, Any]:
         """What it is and how it is set, JSON-ready: all that may change an answer."""
         ...
+
+
+@runtime_checkable
+class Selective(Backend, Protocol):
+    """A back end that a request can tell more: which passages it is about."""
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError if it does not understand an option."""
+        ...
+
+    def count(self, options: Mapping[str, Any]) -> int:
+        """How many passages the options select."""
+        ...
+
+    def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
+        """As ``search``, among the passages that the options select."""
+        ...
+
+
+def selective(backend: Backend) -> Selective:
+    """The back end, if it takes options. Raises ValueError otherwise."""
+    if not isinstance(backend, Selective):
+        raise ValueError("options: this server has no filters; start it with filters=FIELD")
+    return backend
+
+
+def search_with(backend: Backend, queries: Sequence[str], k: int, options: str) -> list[list[Hit]]:
+    """What the back end finds; ``options`` is a JSON object, empty for none. Raises ValueError if it takes none."""
+    if not options:
+        return backend.search(queries, k)
+    return selective(backend).search_selected(queries, k, orjson.loads(options))

@@ -6,14 +6,14 @@ Each query is judged against its own passages only. Importing this module import
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from search_agent.retrieval.backends.backend import Backend, Hit
+from search_agent.retrieval.backends.backend import Backend, Hit, selective
 from search_agent.retrieval.backends.colbert import ColbertJudge
 from search_agent.retrieval.config import RerankConfig
 from search_agent.retrieval.index.documents import Documents
@@ -42,7 +42,22 @@ class Reranked:
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """See ``Backend.search``; at most ``depth`` hits, however large k is."""
-        found = self._inner.search(queries, self._config.depth)
+        return self._judged(queries, self._inner.search(queries, self._config.depth), k)
+
+    def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
+        """See ``Selective.search_selected``."""
+        found = selective(self._inner).search_selected(queries, self._config.depth, options)
+        return self._judged(queries, found, k)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """See ``Selective.check``."""
+        selective(self._inner).check(options)
+
+    def count(self, options: Mapping[str, Any]) -> int:
+        """See ``Selective.count``."""
+        return selective(self._inner).count(options)
+
+    def _judged(self, queries: Sequence[str], found: list[list[Hit]], k: int) -> list[list[Hit]]:
         texts = [[self._documents.contents_of(hit) for hit in hits] for hits in found]
         scores = self._judge.judge(queries, texts)
         judged = [

@@ -37,10 +37,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A passage and the number of its row, from 1."""
+    """A passage, the number of its row, from 1, and all that stands there."""
 
     number: int
     passage: Passage
+    fields: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -99,7 +100,8 @@ class Corpus:
             if row is None:
                 continue
             try:
-                yield Numbered(number, parse_row(orjson.loads(row) if isinstance(row, bytes) else row))
+                fields = orjson.loads(row) if isinstance(row, bytes) else row
+                yield Numbered(number, parse_row(fields), fields)
             except orjson.JSONDecodeError as error:
                 self._faults.add(number, f"not JSON: {error}")
             except ValueError as error:

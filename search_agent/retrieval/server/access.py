@@ -5,6 +5,8 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
+from collections.abc import Sequence
 
 from verl.errors import UserError
 
@@ -29,6 +31,20 @@ def check_host(host: str) -> None:
         raise UserError(
             f"host: others can reach {host}; set {TOKEN_VARIABLE} to a secret for server and clients, or keep 127.0.0.1"
         )
+
+
+def known_hosts(host: str, more: Sequence[str]) -> frozenset[str]:
+    """The names by which a server at ``host`` is asked, none where a token keeps others out.
+
+    A page in a browser of this machine may ask a loopback server under a name of its own (DNS rebinding).
+    """
+    names = ("localhost", "127.0.0.1", "[::1]", host, *more)
+    return frozenset() if token() is not None else frozenset(name.lower() for name in names)
+
+
+def name_of(host: str) -> str:
+    """A ``Host`` header without its port, in lower case."""
+    return re.sub(r":\d*$", "", host.strip()).lower()
 
 
 def allows(authorization: str | None, value: str) -> bool:

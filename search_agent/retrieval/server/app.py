@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Backend, Hit, selective
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.server import access, metrics, wire
 from search_agent.retrieval.server.batcher import Batcher, QueueFull
 from search_agent.retrieval.server.loading import Served
 from search_agent.retrieval.server.openapi import document
-from search_agent.retrieval.server.wire import Answer, BadRequest, Request
+from search_agent.retrieval.server.wire import Answer, BadRequest, Bounds, Request
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -28,9 +28,16 @@ Reply = tuple[bytes, bytes]
 """Content type and body."""
 
 MAX_BODY_BYTES = 8 * 2**20
+READ_S = 30.0
+"""Within which a request must have arrived whole: one that stays half sent would hold its connection for ever."""
 MAX_WAITING_QUERIES = 8192
+SLICE_QUERIES = 1024
+"""Of a larger request so many are searched at a time, so that those of others come in between."""
 RETRY_AFTER = [(b"retry-after", b"1")]
 """Seconds after which a refused client may try again."""
+FULL_S = 0.05
+"""Between two looks at a full queue, by a request of which a slice has been answered."""
+NO_STRING = Answer((), "a query is a string", 422)
 CORPUS_HEADER = b"x-sleuth-corpus"
 """Carries the fingerprint of what is served with every reply: a client notices a server that came back with another."""
 JSON = b"application/json"
@@ -41,9 +48,12 @@ OPEN_ROUTES = ("/health", "/ready", "/")
 class App:
     """Answers 503 until ``start`` has been called with something to serve."""
 
-    def __init__(self, default_k: int, threads: int, max_waiting: int = MAX_WAITING_QUERIES) -> None:
-        self._default_k = default_k
+    def __init__(
+        self, bounds: Bounds, threads: int, hosts: Collection[str] = (), max_waiting: int = MAX_WAITING_QUERIES
+    ) -> None:
+        self._bounds = bounds
         self._threads = threads
+        self._hosts = hosts
         self._max_waiting = max_waiting
         self._token = access.token()
         self._served: Served | None = None
@@ -93,6 +103,9 @@ class App:
 
     async def _route(self, scope: Scope, receive: Receive) -> Reply:
         method, path = scope["method"], scope["path"]
+        host = _header(scope, b"host")
+        if self._hosts and host is not None and access.name_of(host) not in self._hosts:
+            raise BadRequest(403, f"this server does not go by the name {host[:100]!r}; see its key hosts")
         handler = self._routes.get((method, path))
         if handler is None:
             allowed = ", ".join(known for known, other in self._routes if other == path)
@@ -104,17 +117,19 @@ class App:
         return await handler(scope, receive)
 
     async def _retrieve(self, scope: Scope, receive: Receive) -> Reply:
-        request = wire.parse_retrieve(await _read_body(scope, receive), self._default_k)
+        request = wire.parse_retrieve(await _read_body(scope, receive), self._bounds)
         return await self._answer(request, wire.render_retrieve)
 
     async def _search(self, scope: Scope, receive: Receive) -> Reply:
-        return await self._answer(wire.parse_search(await _read_body(scope, receive)), wire.render_search)
+        request = wire.parse_search(await _read_body(scope, receive), self._bounds)
+        return await self._answer(request, wire.render_search)
 
     async def _batch_search(self, scope: Scope, receive: Receive) -> Reply:
-        return await self._answer(wire.parse_batch_search(await _read_body(scope, receive)), wire.render_batch_search)
+        request = wire.parse_batch_search(await _read_body(scope, receive), self._bounds)
+        return await self._answer(request, wire.render_batch_search)
 
     async def _api_search(self, scope: Scope, receive: Receive) -> Reply:
-        return await self._answer(wire.parse_api_search(scope["query_string"]), wire.render_api_search)
+        return await self._answer(wire.parse_api_search(scope["query_string"], self._bounds), wire.render_api_search)
 
     async def _health(self, scope: Scope, receive: Receive) -> Reply:
         return JSON, b'{"status":"alive"}'
@@ -124,13 +139,19 @@ class App:
         return JSON, b'{"status":"ready"}'
 
     async def _info(self, scope: Scope, receive: Receive) -> Reply:
-        return JSON, orjson.dumps(self._ready()[0].manifest)
+        served, _ = self._ready()
+        options = wire.parse_info(scope["query_string"])
+        if not options:
+            return JSON, orjson.dumps(served.manifest)
+        told = _checked(served.backend, options)
+        selected = await asyncio.to_thread(selective(served.backend).count, told)
+        return JSON, orjson.dumps({**served.manifest, "options": told, "selected": selected})
 
     async def _show_metrics(self, scope: Scope, receive: Receive) -> Reply:
         return metrics.CONTENT_TYPE, self._metrics.render(self._batcher)
 
     async def _openapi(self, scope: Scope, receive: Receive) -> Reply:
-        return JSON, orjson.dumps(document())
+        return JSON, orjson.dumps(document(self._bounds, self._served.filters if self._served else ()))
 
     async def _page(self, scope: Scope, receive: Receive) -> Reply:
         return b"text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes()
@@ -143,16 +164,24 @@ class App:
     async def _answer(self, request: Request, render: Render) -> Reply:
         """Search all queries of a request; one that fails fails alone."""
         served, batcher = self._ready()
-        faults = [wire.query_fault(query) for query in request.queries]
-        sound = [query for query, fault in zip(request.queries, faults, strict=True) if fault is None]
-        self._metrics.count_queries(len(faults))
-        try:
-            futures = batcher.submit(sound, request.k)
-        except QueueFull as error:
-            raise BadRequest(429, f"{batcher.waiting} queries are waiting; come back later", RETRY_AFTER) from error
-        await _settled(futures)
-        found = iter(futures)
-        answers = [_as_answer(next(found)) if fault is None else Answer((), fault, 422) for fault in faults]
+        if request.options:
+            _checked(served.backend, request.options)
+        sound = [query for query in request.queries if query is not None]
+        self._metrics.count_queries(len(sound))
+        step, done = min(SLICE_QUERIES, self._max_waiting), list[asyncio.Future[list[Hit]]]()
+        while len(done) < len(sound):
+            try:
+                futures = batcher.submit(sound[len(done) : len(done) + step], request.k, request.options)
+            except QueueFull as error:
+                if not done:
+                    detail = f"{batcher.waiting} queries are waiting; come back later"
+                    raise BadRequest(429, detail, RETRY_AFTER) from error
+                await asyncio.sleep(FULL_S)  # what was found would be lost
+                continue
+            await _settled(futures)
+            done += futures
+        found = iter(done)
+        answers = [NO_STRING if query is None else _as_answer(next(found)) for query in request.queries]
         return JSON, render(request, answers, served.documents)
 
 
@@ -168,6 +197,16 @@ async def _settled(futures: Sequence[asyncio.Future[list[Hit]]]) -> None:
 def _wake(waiter: asyncio.Future[None], done: asyncio.Future[list[Hit]]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def _checked(backend: Backend, options: str) -> dict[str, Any]:
+    """The options as an object. Raises BadRequest if the back end does not understand them."""
+    told: dict[str, Any] = orjson.loads(options)
+    try:
+        selective(backend).check(told)
+    except ValueError as error:
+        raise BadRequest(422, str(error)) from error
+    return told
 
 
 def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:
@@ -186,6 +225,15 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    try:
+        async with asyncio.timeout(READ_S):
+            return await _read(scope, receive)
+    except TimeoutError as error:
+        detail = f"the request did not arrive within {READ_S:g} s"
+        raise BadRequest(408, detail, [(b"connection", b"close")]) from error
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
     declared = _header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise BadRequest(413, f"the body is above {MAX_BODY_BYTES} bytes")

@@ -10,9 +10,10 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-from search_agent.retrieval.backends.backend import Backend, Hit
+from search_agent.retrieval.backends.backend import Backend, Hit, search_with
 
-Key = tuple[str, int]
+Key = tuple[str, int, str]
+"""A query, k, and the options of its request as JSON."""
 Outcome = list[Hit] | Exception
 
 
@@ -41,9 +42,9 @@ class Batcher:
         """Queries that no search thread has taken yet."""
         return len(self._waiting)
 
-    def submit(self, queries: list[str], k: int) -> list[asyncio.Future[list[Hit]]]:
+    def submit(self, queries: list[str], k: int, options: str = "") -> list[asyncio.Future[list[Hit]]]:
         """A future for each query. Raises QueueFull, taking none, if they are too many for now."""
-        keys = [(query, k) for query in queries]
+        keys = [(query, k, options) for query in queries]
         new = {key for key in keys if key not in self._in_flight}
         if len(self._waiting) + len(new) > self._max_waiting:
             raise QueueFull
@@ -75,10 +76,10 @@ class Batcher:
         self._pump()
 
     def _take_batch(self) -> list[Key]:
-        """The oldest queries that share the k of the very oldest, leaving the others where they are."""
-        k = self._waiting[0][1]
+        """The oldest queries that share k and options with the very oldest, leaving the others where they are."""
+        shared = self._waiting[0][1:]
         batch: list[Key] = []
-        while self._waiting and self._waiting[0][1] == k and len(batch) < self._backend.max_batch:
+        while self._waiting and self._waiting[0][1:] == shared and len(batch) < self._backend.max_batch:
             batch.append(self._waiting.popleft())
         return batch
 
@@ -86,9 +87,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         self.batches += 1
         self.computed += len(batch)
-        queries, k = [query for query, _ in batch], batch[0][1]
+        queries, (_, k, options) = [query for query, *_ in batch], batch[0]
         try:
-            outcomes = await loop.run_in_executor(self._pool, self._search, queries, k)
+            outcomes = await loop.run_in_executor(self._pool, self._search, queries, k, options)
         except Exception as error:  # the pool itself: those who wait must hear of it
             outcomes = [error] * len(batch)
         for key, outcome in zip(batch, outcomes, strict=True):
@@ -98,12 +99,12 @@ class Batcher:
             else:
                 future.set_result(outcome)
 
-    def _search(self, queries: list[str], k: int) -> list[Outcome]:
-        """In an search thread."""
+    def _search(self, queries: list[str], k: int, options: str) -> list[Outcome]:
+        """In a search thread."""
         try:
-            return list(self._backend.search(queries, k))
+            return list(search_with(self._backend, queries, k, options))
         except Exception as error:
-            return [error] if len(queries) == 1 else [self._search([query], k)[0] for query in queries]
+            return [error] if len(queries) == 1 else [self._search([query], k, options)[0] for query in queries]
 
 
 def _look_at(future: asyncio.Future[list[Hit]]) -> None:

@@ -31,6 +31,8 @@ class Served:
     documents: Documents
     backend: Backend
     manifest: dict[str, Any]
+    filters: tuple[str, ...] = ()
+    """Fields that a request's ``options`` may name."""
 
 
 def load(config: ServerConfig) -> Served:
@@ -39,13 +41,17 @@ def load(config: ServerConfig) -> Served:
     Raises UserError on a corpus that is missing, faulty or empty, and on an index of another corpus.
     """
     documents, backend, digest = _with_corpus(config, config.corpus) if config.corpus else _without_corpus(config)
+    if config.filters and config.corpus is not None:
+        from search_agent.retrieval.backends.filtered import Filtered, read_columns
+
+        backend = Filtered(backend, read_columns(config.corpus, config.filters))
     if config.rerank is not None:
         from search_agent.retrieval.backends.rerank import Reranked
 
         backend = Reranked(backend, documents, config.rerank)
     if not isinstance(config.backend, Plugin):  # others check themselves, and a search may cost money
         backend.search(["warm up"], config.topk)
-    return Served(documents, backend, make_manifest(config, digest, len(documents), backend))
+    return Served(documents, backend, make_manifest(config, digest, len(documents), backend), config.filters)
 
 
 def _without_corpus(config: ServerConfig) -> tuple[Documents, Backend, str]:

@@ -26,6 +26,7 @@ from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.server import access
 from search_agent.retrieval.server.app import App
 from search_agent.retrieval.server.loading import Served, load
+from search_agent.retrieval.server.wire import Bounds
 from verl.config.arguments import parse
 from verl.config.build import Plugin
 from verl.durable import write_atomically
@@ -71,7 +72,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 async def _serve(config: ServerConfig, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    app = App(config.topk, config.threads or _default_threads(config))
+    bounds = Bounds(config.topk, config.max_k, config.max_queries)
+    hosts = access.known_hosts(config.host, config.hosts)
+    app = App(bounds, config.threads or _default_threads(config), hosts)
     server = _Server(
         uvicorn.Config(
             app,

@@ -2,20 +2,23 @@
 
     POST /retrieve      {"queries": [...], "topk": 3, "return_scores": true}              Search-R1, AutoRefine, ours
                         -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
+                        with "ids_only": true each document is its id alone; "options" is a flat object of filters
     POST /search        {"query": "...", "top_n": 10, "return_score": false}              ReSearch, ReCall, FlashRAG
                         -> [{"id", "contents"}, ...] or [[document, ...], [score, ...]]
     POST /batch_search  the same with a list of queries and a list of each
     GET  /api/search?query=...&k=10                                                       ColBERT, ExSearch
                         -> {"query", "topk": [{"text": "title | text", "pid", "rank", "score", "prob"}, ...]}
 
-An empty query, or one that matches nothing, has no documents; a query of a batch that fails has none either, and
-``/retrieve`` gives the reason under ``errors``.
+An empty query, or one that matches nothing, has no documents; an item of a batch that is no string, or fails, has none
+either, and ``/retrieve`` gives the reason under ``errors``. A model may have written the query: one that is too long is
+cut, and half a surrogate pair, which UTF-8 does not have, is replaced.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -26,10 +29,22 @@ from search_agent.retrieval.backends.backend import Hit
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.types import split_contents
 
-MAX_QUERIES = 1024
 MAX_QUERY_BYTES = 8192
-MAX_K = 1000
+"""Of UTF-8; a longer query is cut here."""
+MAX_HITS = 2**20
+"""Documents that all queries of a request may ask for together, which bounds a reply."""
+MAX_OPTIONS = 32
 DEFAULT_TOP_N = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one server allows in a request."""
+
+    default_k: int = 3
+    """For a ``/retrieve`` that does not say."""
+    max_k: int = 1000
+    max_queries: int = 65536
 
 
 class BadRequest(Exception):
@@ -45,9 +60,13 @@ class BadRequest(Exception):
 class Request:
     """What any dialect asks for."""
 
-    queries: list[str]
+    queries: list[str | None]
+    """As they are searched; None where an item was no string."""
     k: int
     with_scores: bool
+    ids_only: bool = False
+    options: str = ""
+    """A JSON object, its keys sorted; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,43 +79,66 @@ class Answer:
     """The HTTP status for a dialect that asks one query at a time."""
 
 
-def parse_retrieve(body: bytes, default_k: int) -> Request:
+def parse_retrieve(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/retrieve`` body. Raises BadRequest."""
     fields = _object(body)
-    return Request(_queries(fields, "queries"), _k(fields, "topk", default_k), _flag(fields, "return_scores"))
+    k = _k(fields, "topk", bounds.default_k, bounds)
+    queries = _queries(fields, "queries", k, bounds)
+    return Request(queries, k, _flag(fields, "return_scores"), _flag(fields, "ids_only"), parse_options(fields))
 
 
-def parse_batch_search(body: bytes) -> Request:
+def parse_batch_search(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/batch_search`` body. Raises BadRequest."""
     fields = _object(body)
-    return Request(_queries(fields, "query"), _k(fields, "top_n", DEFAULT_TOP_N), _flag(fields, "return_score"))
+    k = _k(fields, "top_n", DEFAULT_TOP_N, bounds)
+    return Request(_queries(fields, "query", k, bounds), k, _flag(fields, "return_score"))
 
 
-def parse_search(body: bytes) -> Request:
+def parse_search(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/search`` body. Raises BadRequest."""
     fields = _object(body)
     query = fields.get("query")
     if not isinstance(query, str):
         raise BadRequest(422, "query: a string is needed")
-    return Request([query], _k(fields, "top_n", DEFAULT_TOP_N), _flag(fields, "return_score"))
+    return Request([_sound(query)], _k(fields, "top_n", DEFAULT_TOP_N, bounds), _flag(fields, "return_score"))
 
 
-def parse_api_search(query_string: bytes) -> Request:
+def parse_api_search(query_string: bytes, bounds: Bounds) -> Request:
     """The request in the query string of ``/api/search``. Raises BadRequest."""
-    try:
-        fields = parse_qs(query_string.decode("ascii"), keep_blank_values=True, errors="replace", max_num_fields=16)
-    except ValueError as error:
-        raise BadRequest(422, f"the query string cannot be read: {error}") from error
+    fields = _query_string(query_string)
     k = fields.get("k", [str(DEFAULT_TOP_N)])[-1]
     if "query" not in fields:
         raise BadRequest(422, "query: missing; write /api/search?query=...&k=10")
     is_number = k.isascii() and k.isdigit() and len(k) <= 6
-    return Request([fields["query"][-1]], _k({"k": int(k) if is_number else k}, "k", DEFAULT_TOP_N), True)
+    number = _k({"k": int(k) if is_number else k}, "k", DEFAULT_TOP_N, bounds)
+    return Request([_sound(fields["query"][-1])], number, True)
+
+
+def parse_info(query_string: bytes) -> str:
+    """The options in the query string of ``/info``, as ``parse_options`` gives them. Raises BadRequest."""
+    fields = _query_string(query_string)
+    return parse_options({"options": _object(fields["options"][-1].encode())}) if "options" in fields else ""
+
+
+def parse_options(fields: Mapping[str, Any]) -> str:
+    """The ``options`` of a request, a flat object, as JSON with sorted keys. Raises BadRequest."""
+    options = fields.get("options")
+    if options is None:
+        return ""
+    if not isinstance(options, dict) or not all(isinstance(value, str | int | float) for value in options.values()):
+        raise BadRequest(422, "options: an object of texts, numbers and flags is needed")
+    if len(options) > MAX_OPTIONS:
+        raise BadRequest(422, f"options: {len(options)} of them, at most {MAX_OPTIONS}")
+    try:
+        return orjson.dumps(options, option=orjson.OPT_SORT_KEYS).decode() if options else ""
+    except (TypeError, ValueError) as error:  # half a surrogate pair, a number of more than 64 bits
+        raise BadRequest(422, f"options: {error}") from error
 
 
 def render_retrieve(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
     """The ``/retrieve`` reply; queries that failed have an empty list, and their reasons stand under ``errors``."""
-    rows = [_hits(answer.hits, documents, request.with_scores) for answer in answers]
+    show = documents.id_of if request.ids_only else documents.of
+    rows = [_hits(answer.hits, show, request.with_scores) for answer in answers]
     errors = {str(number): answer.error for number, answer in enumerate(answers) if answer.error is not None}
     tail = b',"errors":' + orjson.dumps(errors) if errors else b""
     return b'{"result":[' + b",".join(rows) + b"]" + tail + b"}"
@@ -104,7 +146,7 @@ def render_retrieve(request: Request, answers: Sequence[Answer], documents: Docu
 
 def render_batch_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
     """The ``/batch_search`` reply."""
-    rows = b"[" + b",".join(_hits(answer.hits, documents, False) for answer in answers) + b"]"
+    rows = b"[" + b",".join(_hits(answer.hits, documents.of, False) for answer in answers) + b"]"
     if not request.with_scores:
         return rows
     scores = [[hit.score for hit in answer.hits] for answer in answers]
@@ -114,7 +156,7 @@ def render_batch_search(request: Request, answers: Sequence[Answer], documents: 
 def render_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
     """The ``/search`` reply. Raises BadRequest if the query failed."""
     hits = _only(answers)
-    rows = _hits(hits, documents, False)
+    rows = _hits(hits, documents.of, False)
     return b"[" + rows + b"," + orjson.dumps([hit.score for hit in hits]) + b"]" if request.with_scores else rows
 
 
@@ -127,12 +169,6 @@ def render_api_search(request: Request, answers: Sequence[Answer], documents: Do
         for rank, (hit, weight) in enumerate(zip(hits, weights, strict=True), 1)
     ]
     return orjson.dumps({"query": request.queries[0], "topk": rows})
-
-
-def query_fault(query: str) -> str | None:
-    """Why a single query of a batch cannot be searched; None if it can."""
-    num_bytes = len(query.encode("utf-8", "replace"))
-    return f"the query has {num_bytes} bytes, at most {MAX_QUERY_BYTES}" if num_bytes > MAX_QUERY_BYTES else None
 
 
 def _only(answers: Sequence[Answer]) -> Sequence[Hit]:
@@ -148,41 +184,66 @@ def _piped(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": f"{title.replace('|', '/')} | {text}", "pid": row["id"]}
 
 
-def _hits(hits: Sequence[Hit], documents: Documents, with_scores: bool) -> bytes:
+def _hits(hits: Sequence[Hit], show: Callable[[Hit], bytes], with_scores: bool) -> bytes:
     if with_scores:
-        rows = [b'{"document":%b,"score":%b}' % (documents.of(hit), orjson.dumps(hit.score)) for hit in hits]
+        rows = [b'{"document":%b,"score":%b}' % (show(hit), orjson.dumps(hit.score)) for hit in hits]
     else:
-        rows = [documents.of(hit) for hit in hits]
+        rows = [show(hit) for hit in hits]
     return b"[" + b",".join(rows) + b"]"
+
+
+def _query_string(data: bytes) -> dict[str, list[str]]:
+    try:
+        return parse_qs(data.decode("ascii"), keep_blank_values=True, errors="replace", max_num_fields=16)
+    except ValueError as error:
+        raise BadRequest(422, f"the query string cannot be read: {error}") from error
 
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadRequest(422, f"the body is not JSON: {error}") from error
+        fields = _with_half_pairs(body, error)
     if not isinstance(fields, dict):
         raise BadRequest(422, "the body is not a JSON object")
     return fields
 
 
-def _queries(fields: Mapping[str, Any], key: str) -> list[str]:
+def _with_half_pairs(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """What JSON allows and orjson does not: escapes that are half a surrogate pair. Raises BadRequest."""
+    try:
+        if b"\\u" in body:
+            return json.loads(body.decode())
+    except (ValueError, RecursionError):
+        pass
+    raise BadRequest(422, f"the body is not JSON: {error}") from error
+
+
+def _queries(fields: Mapping[str, Any], key: str, k: int, bounds: Bounds) -> list[str | None]:
     queries = fields.get(key)
-    if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
+    if not isinstance(queries, list):
         raise BadRequest(422, f"{key}: a list of strings is needed")
-    if len(queries) > MAX_QUERIES:
-        raise BadRequest(413, f"{key}: {len(queries)} queries, at most {MAX_QUERIES} a request")
-    return queries
+    if len(queries) > bounds.max_queries:
+        raise BadRequest(413, f"{key}: {len(queries)} queries, at most {bounds.max_queries} a request (max_queries)")
+    if len(queries) * k > max(MAX_HITS, bounds.max_k):
+        raise BadRequest(413, f"{key}: {len(queries)} times {k} documents, at most {MAX_HITS} a request")
+    return [_sound(query) if isinstance(query, str) else None for query in queries]
 
 
-def _k(fields: Mapping[str, Any], key: str, default_k: int) -> int:
+def _sound(query: str) -> str:
+    """A query as it can be searched, whatever was written: valid and bounded."""
+    return query.encode("utf-8", "replace")[:MAX_QUERY_BYTES].decode("utf-8", "ignore")
+
+
+def _k(fields: Mapping[str, Any], key: str, default_k: int, bounds: Bounds) -> int:
     k = fields.get(key)
     if k is None:
         return default_k
     if isinstance(k, float) and k.is_integer():
         k = int(k)  # 3.0 is an integer of JSON
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
-        raise BadRequest(422, f"{key}: a whole number from 1 to {MAX_K} is needed, not {str(k)[:40]!r}")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= bounds.max_k:
+        shown = str(k)[:40] if isinstance(k, str | int | float) else type(k).__name__
+        raise BadRequest(422, f"{key}: a whole number from 1 to {bounds.max_k} is needed, not {shown!r}")
     return k
 
 

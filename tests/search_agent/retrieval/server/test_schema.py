@@ -16,6 +16,7 @@ from search_agent.retrieval.index.postings import build_postings
 from search_agent.retrieval.server.app import App
 from search_agent.retrieval.server.loading import Served
 from search_agent.retrieval.server.openapi import document
+from search_agent.retrieval.server.wire import Bounds
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -31,7 +32,7 @@ class Scoped:
     def __init__(self) -> None:
         backend = Bm25(build_postings(passage.contents for passage in PASSAGES))
         served = Served(Documents.from_rows(p.to_json() for p in PASSAGES), backend, {"documents": 3})
-        self._served, self._app = served, App(3, 1)
+        self._served, self._app = served, App(Bounds(), 1)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -47,7 +48,7 @@ class Scoped:
         await self._app(scope, receive, send)
 
 
-schema = schemathesis.openapi.from_dict(document())
+schema = schemathesis.openapi.from_dict(document(Bounds()))
 schema.app = Scoped()
 
 

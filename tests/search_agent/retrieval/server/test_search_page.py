@@ -122,11 +122,8 @@ async def test_a_reader_searches_and_passages_stay_text(port: int, tmp_path: Pat
             assert await page.run("location.search") == "?query=zebra&k=5"
             await page.show(f"{server.url}/?query=blue&k=1")
             await page.until("document.querySelectorAll('li').length === 1")
-            long = await page.search("x" * 9000)
-            assert (long, await page.run("state.textContent")) == (
-                [],
-                "No answer: the query has 9000 bytes, at most 8192",
-            )
+            assert await page.search("x" * 9000) == []
+            assert await page.run("state.textContent.startsWith('No passage matches')")
 
 
 async def test_the_page_asks_for_the_token(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
