@@ -40,7 +40,6 @@ async def read_manifests(
     Waits for each to be ready. Raises UserError that names the first one that is not, or cannot be reached.
     """
     from search_agent.retrieval.client.client import RetrievalClient
-    from search_agent.retrieval.client.transport import NotFound
 
     manifests: dict[str, dict[str, Any]] = {}
     for url in urls:
@@ -48,8 +47,6 @@ async def read_manifests(
             try:
                 await client.wait_ready(timeout_s)
                 manifests[url] = await client.info()
-            except NotFound:
-                manifests[url] = {}
             except InfrastructureError as error:
                 remedy = "start it (bash retrieval_launch.sh corpus=FILE port=N), or correct the address"
                 raise UserError(f"retriever={url}: {error}; {remedy}") from error

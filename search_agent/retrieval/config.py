@@ -16,7 +16,8 @@ class ClientConfig:
     """How a process talks to retrieval servers."""
 
     urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """Addresses of servers with the same corpus (``http://host:port``); requests take turns, past those that fail."""
+    """Addresses of servers with the same corpus (``http://host:port``); requests take turns, past those that fail. The
+    dialect's own path may stand behind, as in ``http://host:port/retrieve``."""
     dialect: Literal["retrieve", "batch_search", "api_search"] = "retrieve"
     """What the servers speak: ours and Search-R1's ``/retrieve``, ReSearch's ``/batch_search``, or the
     ``/api/search`` of ColBERT, which takes one query a request."""
@@ -28,8 +29,9 @@ class ClientConfig:
     """Queries that one POST may carry; 64 took most of the gain in our measurements and keeps a request short."""
     max_requests_in_flight: int = 4
     """POSTs at a time for each address; what is asked while all are under way travels together in the next one."""
-    max_query_chars: int = 2048
-    """A longer query is cut here: a policy may write one of any length, and an encoder reads a few hundred tokens."""
+    max_query_bytes: int = 2048
+    """A longer query is cut here (bytes of UTF-8): a policy may write one of any length, an encoder reads a few hundred
+    tokens, and servers refuse what is too long, ours above 8192."""
     cache: Literal["off", "cache", "record", "replay"] = "off"
     """``cache`` asks a server only what is not stored yet; ``record`` asks always and stores; ``replay`` needs no
     server, and a query that is not stored ends the run. Off, because a BM25 server answers in milliseconds."""
@@ -39,10 +41,7 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if not self.urls:
             raise UserError("urls: empty; give at least one address such as http://127.0.0.1:8000")
-        for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc:
-                raise UserError(f"urls: {url!r} is no address; write http://HOST:PORT")
+        object.__setattr__(self, "urls", tuple(_server_address(url, self.dialect) for url in self.urls))
         if self.timeout_s <= 0:
             raise UserError(f"timeout_s: {self.timeout_s} is not above 0; give seconds per attempt, e.g. 30")
         if self.retries < 0:
@@ -51,9 +50,29 @@ class ClientConfig:
             raise UserError(f"cache: servers of dialect={self.dialect} have no fingerprint; write cache=off")
         if self.cache != "off" and self.cache_file is None:
             raise UserError(f"cache_file: cache={self.cache} needs a file; write cache_file=PATH, or cache=off")
-        for key in ("max_queries_per_request", "max_requests_in_flight", "max_query_chars"):
+        for key in ("max_queries_per_request", "max_requests_in_flight", "max_query_bytes"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        if self.max_query_bytes > 8192:
+            raise UserError(f"max_query_bytes: {self.max_query_bytes} is above the 8192 that our server reads")
+
+
+PATHS = {"retrieve": "/retrieve", "batch_search": "/batch_search", "api_search": "/api/search"}
+"""Where servers of each dialect are asked."""
+
+
+def _server_address(url: str, dialect: str) -> str:
+    """``http://HOST:PORT`` of an address as people paste it. Raises UserError if it is none, or of another dialect."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise UserError(f"urls: {url!r} is no address; write http://HOST:PORT")
+    path = parts.path.rstrip("/")
+    for other, route in PATHS.items():
+        if path.endswith(route):
+            if other != dialect:
+                raise UserError(f"urls: {url!r} speaks dialect={other}; write client.dialect={other} with it")
+            path = path.removesuffix(route)
+    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.faults.proxy import Fault, Proxy
-from search_agent.retrieval.client import transport
+from search_agent.retrieval import http
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.server.child import RunningServer, start_server
@@ -58,7 +58,7 @@ async def proxy(server: RunningServer) -> AsyncIterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "REST_MAX_S", 0.2)
+    monkeypatch.setattr(http, "REST_MAX_S", 0.2)
 
 
 def config(proxy: Proxy, *others: str, **settings: float | int) -> ClientConfig:

@@ -1,72 +1,82 @@
-"""Requests to services of others: pooled, timed, tried again, bounded, and silent about keys."""
+"""Requests to services of others: pooled, timed, tried again, bounded, and silent about keys.
+
+Back ends are called from search threads; one event loop in a thread of its own carries their requests.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
-import urllib3
 
+from search_agent.retrieval import http
 from search_agent.retrieval.backends.backend import Hit
 from search_agent.retrieval.index.corpus import parse_row
 from verl.errors import InfrastructureError, UserError
 
 MAX_REPLY_BYTES = 16 * 2**20
 MAX_CONNECTIONS = 32
-RETRIED_STATUSES = (429, 500, 502, 503, 504)
-RETRY_AFTER_MAX_S = 10
 
 
 class Http:
     """Safe to call from several threads."""
 
     def __init__(self, timeout_s: float, retries: int) -> None:
-        again = urllib3.Retry(
-            total=retries,
-            redirect=0,
-            allowed_methods=None,  # a search changes nothing: a POST may be sent again
-            status_forcelist=RETRIED_STATUSES,
-            backoff_factor=0.2,
-            backoff_jitter=0.2,
-            retry_after_max=RETRY_AFTER_MAX_S,
-            raise_on_status=False,
-            raise_on_redirect=False,
-        )
-        self._pool = urllib3.PoolManager(
-            maxsize=MAX_CONNECTIONS, retries=again, timeout=urllib3.Timeout(total=timeout_s), block=True
-        )
+        self._timeout, self._retries = aiohttp.ClientTimeout(total=timeout_s), retries
+        self._hosts: dict[str, http.Http] = {}
+        self._sessions: list[aiohttp.ClientSession] = []
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="http", daemon=True).start()
+        weakref.finalize(self, _end, self._loop, self._sessions)
 
     def json(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> tuple[int, Any]:
         """Status and JSON of a reply. Raises InfrastructureError if there is none, or more than ``MAX_REPLY_BYTES``.
 
-        Messages name the host alone: an address may hold a key.
+        Messages name the host alone: an address, and what is said about it, may hold a key.
         """
-        host = urlsplit(url).netloc
+        host = urlsplit(url).netloc.rpartition("@")[2]
         try:
-            reply = self._pool.request(method, url, headers=dict(headers or {}), body=body, preload_content=False)
-            try:
-                raw = reply.read(MAX_REPLY_BYTES + 1)
-            finally:
-                reply.close()
-        except urllib3.exceptions.HTTPError as error:
-            raise InfrastructureError(f"{host} does not answer: {_kind(error)}") from None
-        if len(raw) > MAX_REPLY_BYTES:
-            raise InfrastructureError(f"{host}: a reply of more than {MAX_REPLY_BYTES} bytes")
-        try:
-            return reply.status, orjson.loads(raw)
+            reply = asyncio.run_coroutine_threadsafe(self._ask(method, url, headers, body), self._loop).result()
+            return reply.status, orjson.loads(reply.raw) if reply.json is None else reply.json
         except orjson.JSONDecodeError:
-            text = raw[:100].decode("utf-8", "replace")
-            raise InfrastructureError(f"{host}: status {reply.status}, and no JSON: {text!r}") from None
+            raise InfrastructureError(f"{host} does not answer: status {reply.status}, and no JSON") from None
+        except InfrastructureError as error:
+            failure = error.__cause__
+            why = failure.what if isinstance(failure, http.AttemptFailed) else type(failure).__name__
+            raise InfrastructureError(f"{host} does not answer: {why}") from None
+
+    async def _ask(self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None) -> http.Reply:
+        parts = urlsplit(url)
+        address = f"{parts.scheme}://{parts.netloc}"
+        if not self._sessions:
+            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
+            jar = aiohttp.DummyCookieJar()
+            self._sessions.append(aiohttp.ClientSession(connector=connector, timeout=self._timeout, cookie_jar=jar))
+        if address not in self._hosts:
+            self._hosts[address] = http.Http(
+                self._sessions[0], [address], self._retries, max_reply_bytes=MAX_REPLY_BYTES
+            )
+        return await self._hosts[address].exchange(method, url.removeprefix(address), body, headers)
 
 
-def _kind(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    return type(reason if isinstance(reason, Exception) else error).__name__
+def _end(loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
+    """Close what ``Http`` opened, in its thread, which ends with that."""
+
+    async def close() -> None:
+        for session in sessions:
+            await session.close()
+        loop.stop()
+
+    loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
 
 def secret(variable: str, key: str) -> str | None:

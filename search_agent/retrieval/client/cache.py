@@ -11,10 +11,12 @@ import hashlib
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import orjson
 
+from search_agent.retrieval.client.reply import Terms
 from search_agent.retrieval.types import Document
 from verl.errors import UserError
 
@@ -37,15 +39,16 @@ class AnswerStore:
         except sqlite3.DatabaseError as error:
             raise UserError(f"cache_file: {path}: {error}; give a file that a cache wrote, or a new one") from error
 
-    def get(self, fingerprint: str, k: int, query: str) -> tuple[Document, ...] | None:
+    def get(self, fingerprint: str, terms: Terms, query: str) -> tuple[Document, ...] | None:
         """The stored answer, None if there is none."""
-        key = _key(fingerprint, k, query)
+        key = _key(fingerprint, terms, query)
         row = self._connection.execute("SELECT documents FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else tuple(Document(*fields) for fields in orjson.loads(row[0]))
 
-    async def put(self, fingerprint: str, k: int, answers: Sequence[tuple[str, tuple[Document, ...]]]) -> None:
+    async def put(self, fingerprint: str, terms: Terms, answers: Sequence[tuple[str, tuple[Document, ...]]]) -> None:
         """Store answers, replacing older ones, in one transaction."""
-        rows = [(_key(fingerprint, k, query), fingerprint, k, query, _packed(docs)) for query, docs in answers]
+        key = partial(_key, fingerprint, terms)
+        rows = [(key(query), fingerprint, terms.k, query, _packed(docs)) for query, docs in answers]
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, rows)
 
     def only_fingerprint(self) -> str:
@@ -76,8 +79,9 @@ class AnswerStore:
         connection.close()
 
 
-def _key(fingerprint: str, k: int, query: str) -> bytes:
-    return hashlib.sha256(orjson.dumps([fingerprint, k, query])).digest()
+def _key(fingerprint: str, terms: Terms, query: str) -> bytes:
+    further = [terms.options, terms.ids_only] if terms.options or terms.ids_only else []
+    return hashlib.sha256(orjson.dumps([fingerprint, terms.k, query, *further])).digest()
 
 
 def _packed(documents: tuple[Document, ...]) -> bytes:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import aiohttp
+import orjson
 
 from search_agent.retrieval.client.cache import AnswerStore
 from search_agent.retrieval.client.coalescer import Coalescer
-from search_agent.retrieval.client.layout import Layout, arrange
-from search_agent.retrieval.client.reply import Documents, ask, clean, merge_replies
-from search_agent.retrieval.client.transport import NotFound, Transport
+from search_agent.retrieval.client.layout import Layout, arrange, manifest_of
+from search_agent.retrieval.client.reply import Documents, Terms, ask, clean, merge_replies
+from search_agent.retrieval.client.transport import NotFound, Refused, Transport
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.server.access import token_headers
 from search_agent.retrieval.stats import ClientStats
@@ -37,18 +38,23 @@ class RetrievalClient:
         self._stats = ClientStats()
         self._session: aiohttp.ClientSession | None = None
         self._store: AnswerStore | None = None
+
+    async def __aenter__(self) -> RetrievalClient:
+        """Connect to nothing yet, and know nothing of the servers: one that is opened again may meet others."""
+        config = self._config
+        if config.cache_file is not None and config.cache != "off":
+            self._store = AnswerStore(config.cache_file)
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=config.timeout_s),
+            headers=token_headers(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
         self._layout: Layout | None = None
         self._shards: list[Transport] = []
         self._layout_lock = asyncio.Lock()
         in_flight = config.max_requests_in_flight * len(config.urls)
-        self._coalescer: Coalescer[Documents] = Coalescer(self._ask, config.max_queries_per_request, in_flight)
-
-    async def __aenter__(self) -> RetrievalClient:
-        if self._config.cache_file is not None and self._config.cache != "off":
-            self._store = AnswerStore(self._config.cache_file)
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=self._config.timeout_s), headers=token_headers(), trust_env=False
-        )
+        self._coalescer: Coalescer[Terms, Documents] = Coalescer(self._ask, config.max_queries_per_request, in_flight)
         return self
 
     async def __aexit__(
@@ -58,27 +64,33 @@ class RetrievalClient:
 
     async def close(self) -> None:
         """Give up what is under way (those who wait get InfrastructureError), close connections and cache."""
-        await self._coalescer.close(InfrastructureError("the retrieval client was closed"))
         if self._session is not None:
+            await self._coalescer.close(InfrastructureError("the retrieval client was closed"))
             await self._session.close()
             self._session = None
         if self._store is not None:
             self._store.close()
             self._store = None
 
-    async def search(self, query: str, k: int) -> SearchResult:
-        """The k best documents for the query.
+    async def search(
+        self, query: str, k: int, options: Mapping[str, Any] | None = None, ids_only: bool = False
+    ) -> SearchResult:
+        """The k best documents for the query, cut and cleaned as far as it must be; none for one that is blank.
 
-        Raises InfrastructureError after the last retry, UserError if a replay has no answer to this query or servers
-        contradict each other, ValueError if k < 1.
+        ``options`` are the server's (dates, filters); with ``ids_only`` documents have neither title nor text.
+        Raises InfrastructureError after the last retry, UserError if a replay has no answer to this query, servers
+        contradict each other or speak a dialect without options, ValueError if k < 1.
         """
         if k < 1:
             raise ValueError(f"k = {k}: at least 1")
+        if (options or ids_only) and self._config.dialect != "retrieve":
+            raise UserError(f"client.dialect={self._config.dialect} knows no options and no replies of ids alone")
+        terms = Terms(k, orjson.dumps(options, option=orjson.OPT_SORT_KEYS).decode() if options else "", ids_only)
         self._opened()
         started = time.monotonic()
         self._stats.queries += 1
         try:
-            documents, cached = await self._find(clean(query, self._config.max_query_chars), k)
+            documents, cached = await self._find(clean(query, self._config.max_query_bytes), terms)
         except InfrastructureError:
             self._stats.failures += 1
             raise
@@ -88,18 +100,19 @@ class RetrievalClient:
         return SearchResult(documents, latency_s, cached)
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return once every address answers ``/ready``; a server of others, which has none, counts as ready.
+        """Return once every address answers ``/ready``; a server of others, which has none, once it answers a search.
 
         Raises InfrastructureError with the last reason after ``timeout_s``. In a replay there is nothing to wait for.
         """
         session, deadline = self._opened(), time.monotonic() + timeout_s
         for url in () if self._config.cache == "replay" else self._config.urls:
             while True:
+                transport = Transport(session, [url], retries=0)
                 try:
-                    await Transport(session, [url], retries=0).request("GET", "/ready")
+                    await self._check_ready(transport)
                     break
-                except NotFound:
-                    break
+                except (NotFound, Refused) as error:
+                    raise InfrastructureError(f"no retriever of dialect={self._config.dialect}: {error}") from error
                 except InfrastructureError as error:
                     if time.monotonic() >= deadline:
                         raise InfrastructureError(f"not ready after {timeout_s:g} s: {error}") from error
@@ -108,13 +121,12 @@ class RetrievalClient:
     async def info(self) -> dict[str, Any]:
         """The manifest of the first server that answers: corpus, back end, number of documents, fingerprint.
 
-        In a replay without a server, the fingerprint of the recording alone.
+        Empty for a server of others, which has none. In a replay without a server, the recording's fingerprint alone.
         """
         if self._store is not None and self._config.cache == "replay":
             return {"fingerprint": await self._fingerprint()}
         transport = Transport(self._opened(), self._config.urls, self._config.retries)
-        record: dict[str, Any] = await transport.request("GET", "/info")
-        return record
+        return await _manifest(transport) or {}
 
     def stats(self) -> dict[str, Any]:
         """Counters since it was opened, JSON-ready."""
@@ -127,20 +139,31 @@ class RetrievalClient:
             raise RuntimeError("open the client first: async with RetrievalClient(config) as client")
         return self._session
 
-    async def _find(self, query: str, k: int) -> tuple[Documents, bool]:
+    async def _check_ready(self, transport: Transport) -> None:
+        """Raises NotFound or Refused if nothing there speaks the dialect, InfrastructureError if it is not ready."""
+        try:
+            await transport.request("GET", "/ready")
+        except NotFound:
+            (answer,) = await ask(transport, self._config.dialect, ["ready"], Terms(1))
+            if isinstance(answer, InfrastructureError):
+                raise answer from None
+
+    async def _find(self, query: str, terms: Terms) -> tuple[Documents, bool]:
+        if not query:
+            return (), False
         store, mode = self._store, self._config.cache
         if store is not None and mode in ("cache", "replay"):
-            stored = store.get(await self._fingerprint(), k, query)
+            stored = store.get(await self._fingerprint(), terms, query)
             if stored is not None:
                 self._stats.cache_hits += 1
                 return stored, True
             if mode == "replay":
                 raise UserError(
-                    f"cache_file: {self._config.cache_file} has no answer for {query!r} (k={k}): this run differs from "
-                    "the recorded one; record it with cache=record"
+                    f"cache_file: {self._config.cache_file} has no answer for {query!r} (k={terms.k}): this run "
+                    "differs from the recorded one; record it with cache=record"
                 )
-        self._stats.coalesced += self._coalescer.is_in_flight(query, k)
-        return await self._coalescer.get(query, k), False
+        self._stats.coalesced += self._coalescer.is_in_flight(query, terms)
+        return await self._coalescer.get(query, terms), False
 
     async def _fingerprint(self) -> str:
         layout = self._layout or await self._arrange()
@@ -148,16 +171,16 @@ class RetrievalClient:
             raise UserError(f"cache: {self._config.urls[0]} has no /info and so no fingerprint; write cache=off")
         return layout.fingerprint
 
-    async def _ask(self, queries: Sequence[str], k: int) -> Sequence[Documents | Exception]:
+    async def _ask(self, queries: Sequence[str], terms: Terms) -> Sequence[Documents | Exception]:
         """Ask every shard, merge, and store."""
         await self._arrange()
         self._stats.sent_queries += len(queries)
-        parts = await asyncio.gather(*[ask(shard, self._config.dialect, queries, k) for shard in self._shards])
-        answers = [merge_replies(found, k) for found in zip(*parts, strict=True)]
+        parts = await asyncio.gather(*[ask(shard, self._config.dialect, queries, terms) for shard in self._shards])
+        answers = [merge_replies(found, terms.k) for found in zip(*parts, strict=True)]
         if self._store is not None:
             pairs = zip(queries, answers, strict=True)
             found = [(query, answer) for query, answer in pairs if not isinstance(answer, Exception)]
-            await self._store.put(await self._fingerprint(), k, found)
+            await self._store.put(await self._fingerprint(), terms, found)
         return answers
 
     async def _arrange(self) -> Layout:
@@ -186,20 +209,24 @@ class RetrievalClient:
         self._stats.retries += attempt > 0
 
 
+async def _manifest(transport: Transport) -> dict[str, Any] | None:
+    try:
+        return manifest_of(await transport.request("GET", "/info"))
+    except NotFound:
+        return None
+
+
 async def discover(session: aiohttp.ClientSession, config: ClientConfig) -> Layout:
     """Ask every address what it serves; one that cannot be reached is passed over if others are complete without it."""
 
-    async def ask(url: str, retries: int) -> dict[str, Any] | InfrastructureError | None:
+    async def info(url: str, retries: int) -> dict[str, Any] | InfrastructureError | None:
         try:
-            reply: dict[str, Any] = await Transport(session, [url], retries).request("GET", "/info")
-            return reply
-        except NotFound:
-            return None
+            return await _manifest(Transport(session, [url], retries))
         except InfrastructureError as error:
             return error
 
     retries = config.retries if len(config.urls) == 1 else 0
-    found = dict(zip(config.urls, await asyncio.gather(*[ask(url, retries) for url in config.urls]), strict=True))
+    found = dict(zip(config.urls, await asyncio.gather(*[info(url, retries) for url in config.urls]), strict=True))
     infos = {url: info for url, info in found.items() if not isinstance(info, InfrastructureError)}
     failed = {url: info for url, info in found.items() if isinstance(info, InfrastructureError)}
     if not infos:

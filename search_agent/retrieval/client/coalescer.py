@@ -9,36 +9,38 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 A = TypeVar("A")
-Key = tuple[str, int]
-"""A query as it is sent, and k."""
-Ask = Callable[[Sequence[str], int], Awaitable[Sequence[A | Exception]]]
-"""Answers several queries with one k, in order; an exception in place of an answer fails that query alone."""
+T = TypeVar("T", bound=Hashable)
+"""The terms of a request, of which it has one: k, options."""
+Ask = Callable[[Sequence[str], T], Awaitable[Sequence[A | Exception]]]
+"""Answers several queries on the same terms, in order; an exception in place of an answer fails that query alone."""
 
 
-class Coalescer(Generic[A]):
+class Coalescer(Generic[T, A]):
     """Belongs to one event loop."""
 
-    def __init__(self, ask: Ask[A], max_queries_per_request: int, max_requests_in_flight: int) -> None:
+    def __init__(self, ask: Ask[T, A], max_queries_per_request: int, max_requests_in_flight: int) -> None:
         self._ask = ask
         self._max_queries = max_queries_per_request
         self._max_requests = max_requests_in_flight
-        self._waiting: deque[Key] = deque()
-        self._in_flight: dict[Key, asyncio.Future[A]] = {}
+        self._waiting: deque[tuple[str, T]] = deque()
+        self._in_flight: dict[tuple[str, T], asyncio.Future[A]] = {}
         self._requests: set[asyncio.Task[None]] = set()
         self._pump_is_due = False
-        self._closed = False
+        self._closed: Exception | None = None
 
-    def is_in_flight(self, query: str, k: int) -> bool:
+    def is_in_flight(self, query: str, terms: T) -> bool:
         """Whether somebody waits for this very query already."""
-        return (query, k) in self._in_flight
+        return (query, terms) in self._in_flight
 
-    async def get(self, query: str, k: int) -> A:
+    async def get(self, query: str, terms: T) -> A:
         """The answer to one query; raises what ``ask`` raised, a new exception for each who waits."""
-        key = (query, k)
+        if self._closed is not None:
+            raise copy.copy(self._closed)
+        key = (query, terms)
         future = self._in_flight.get(key)
         if future is None:
             future = self._in_flight[key] = asyncio.get_running_loop().create_future()
@@ -50,8 +52,8 @@ class Coalescer(Generic[A]):
             raise copy.copy(failed.error) from failed.error.__cause__
 
     async def close(self, error: Exception) -> None:
-        """Give up what is under way; those who wait get ``error``."""
-        self._closed = True
+        """Give up what is under way; those who wait, and all who ask later, get ``error``."""
+        self._closed = error
         for task in self._requests:
             task.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
@@ -67,7 +69,7 @@ class Coalescer(Generic[A]):
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        while self._waiting and len(self._requests) < self._max_requests and not self._closed:
+        while self._waiting and len(self._requests) < self._max_requests and self._closed is None:
             task = asyncio.get_running_loop().create_task(self._send(self._take_batch()))
             self._requests.add(task)
             task.add_done_callback(self._sent)
@@ -76,18 +78,18 @@ class Coalescer(Generic[A]):
         self._requests.discard(task)
         self._pump()
 
-    def _take_batch(self) -> list[Key]:
-        """The oldest waiting query and, in order, those with the same k (a request has one), up to the bound."""
-        k = self._waiting[0][1]
-        batch: list[Key] = []
-        passed_over: deque[Key] = deque()
+    def _take_batch(self) -> list[tuple[str, T]]:
+        """The oldest waiting query and, in order, those on the same terms, up to the bound."""
+        terms = self._waiting[0][1]
+        batch: list[tuple[str, T]] = []
+        passed_over: deque[tuple[str, T]] = deque()
         while self._waiting and len(batch) < self._max_queries:
             key = self._waiting.popleft()
-            (batch if key[1] == k else passed_over).append(key)
+            (batch if key[1] == terms else passed_over).append(key)
         self._waiting.extendleft(reversed(passed_over))
         return batch
 
-    async def _send(self, batch: list[Key]) -> None:
+    async def _send(self, batch: list[tuple[str, T]]) -> None:
         try:
             answers = await self._ask([query for query, _ in batch], batch[0][1])
         except Exception as error:  # whatever it was, those who wait must hear of it
@@ -100,7 +102,7 @@ class Coalescer(Generic[A]):
                 else:
                     self._in_flight.pop(key).set_result(answer)
 
-    def _fail(self, key: Key, error: Exception) -> None:
+    def _fail(self, key: tuple[str, T], error: Exception) -> None:
         future = self._in_flight.pop(key)
         future.set_exception(_Failed(error))
         future.exception()  # marks it as seen: everyone who waited may have been cancelled

@@ -1,62 +1,77 @@
-"""What the client sends and understands, in each dialect that a server may speak."""
+"""What the client sends and understands, in each dialect that a server may speak.
+
+Whatever a server says ends as documents, as no documents, or as a failure: nothing of it is trusted to be of a type.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+import orjson
+
 from search_agent.retrieval.client.layout import merge
-from search_agent.retrieval.client.transport import Transport
+from search_agent.retrieval.client.transport import Refused, Transport
+from search_agent.retrieval.http import excerpt
 from search_agent.retrieval.types import Document, split_contents
 from verl.errors import InfrastructureError
 
 Documents = tuple[Document, ...]
+T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
-def clean(query: str, max_chars: int) -> str:
-    """The query as it is sent: one spacing, no lone surrogates (JSON has none), at most ``max_chars`` characters."""
-    return " ".join(query.split())[:max_chars].encode("utf-8", "replace").decode("utf-8")
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a search asks beside its query; queries on the same terms may share a request."""
+
+    k: int
+    options: str = ""
+    """Options of the server (dates, filters), as JSON with sorted keys; empty for none."""
+    ids_only: bool = False
+    """Whether documents come without title and text: a ranking of a thousand is then a small reply."""
+
+    def body(self, queries: Sequence[str]) -> dict[str, Any]:
+        """What ``POST /retrieve`` carries."""
+        body = {"queries": list(queries), "topk": self.k, "return_scores": True}
+        if self.options:
+            body["options"] = orjson.Fragment(self.options)
+        return {**body, "ids_only": True} if self.ids_only else body
+
+
+def clean(query: str, max_bytes: int) -> str:
+    """The query as it is sent: one spacing, no control characters, no lone surrogates (JSON has none), bounded."""
+    words = " ".join(_CONTROL.sub(" ", query).split())
+    return words.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore").rstrip()
 
 
 async def ask(
-    transport: Transport, dialect: str, queries: Sequence[str], k: int
+    transport: Transport, dialect: str, queries: Sequence[str], terms: Terms
 ) -> list[Documents | InfrastructureError]:
-    """What one server, or one group of replicas, says to each query. Raises InfrastructureError if it says nothing."""
-    if dialect == "retrieve":
-        body = {"queries": list(queries), "topk": k, "return_scores": True}
-        return parse_reply(await transport.request("POST", "/retrieve", body), len(queries))
-    if dialect == "batch_search":
-        body = {"query": list(queries), "top_n": k, "return_score": True}
-        return parse_reply(_paired(await transport.request("POST", "/batch_search", body)), len(queries))
-    paths = [f"/api/search?{urlencode({'query': query, 'k': k})}" for query in queries]
-    replies = await asyncio.gather(*[transport.request("GET", path) for path in paths], return_exceptions=True)
-    return [_piped(reply) for reply in replies]
+    """What one server, or one group of replicas, says to each query. Raises InfrastructureError if it says nothing.
 
-
-def _paired(reply: Any) -> Any:
-    """A ``/batch_search`` reply in the form of ``/retrieve``. Raises InfrastructureError if it is no such reply."""
+    A request that the server refuses is sent again query by query, so that one which it cannot bear fails alone.
+    """
+    if dialect == "api_search" or not queries:
+        paths = [f"/api/search?{urlencode({'query': query, 'k': terms.k})}" for query in queries]
+        replies = await asyncio.gather(*[transport.request("GET", path) for path in paths], return_exceptions=True)
+        return [_piped(reply) for reply in map(_or_failure, replies)]
     try:
-        documents, scores = reply
-        pairs = [zip(row, values, strict=True) for row, values in zip(documents, scores, strict=True)]
-        return {"result": [[{"document": document, "score": score} for document, score in row] for row in pairs]}
-    except (TypeError, ValueError) as error:
-        raise InfrastructureError(f"not a /batch_search reply ({error}): {str(reply)[:200]}") from error
-
-
-def _piped(reply: Any) -> Documents | InfrastructureError:
-    """The documents of one ``/api/search`` reply, whose text is ``title | text``."""
-    if isinstance(reply, BaseException):
-        return reply if isinstance(reply, InfrastructureError) else InfrastructureError(f"/api/search: {reply!r}")
-    try:
-        rows = [(row["pid"], row["text"].partition("|"), row["score"]) for row in reply["topk"]]
-        return tuple(
-            Document(str(pid), title.strip() if bar else "", (text if bar else title).strip(), float(score))
-            for pid, (title, bar, text), score in rows
-        )
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        return InfrastructureError(f"not an /api/search reply ({error!r}): {str(reply)[:200]}")
+        if dialect == "batch_search":
+            body = {"query": list(queries), "top_n": terms.k, "return_score": True}
+            return parse_reply(_paired(await transport.request("POST", "/batch_search", body)), len(queries))
+        return parse_reply(await transport.request("POST", "/retrieve", terms.body(queries)), len(queries))
+    except Refused:
+        if len(queries) == 1:
+            raise
+        alone = [ask(transport, dialect, [query], terms) for query in queries]
+        answers = [_or_failure(answer) for answer in await asyncio.gather(*alone, return_exceptions=True)]
+        return [answer if isinstance(answer, InfrastructureError) else answer[0] for answer in answers]
 
 
 def merge_replies(parts: Sequence[Documents | InfrastructureError], k: int) -> Documents | InfrastructureError:
@@ -72,23 +87,86 @@ def parse_reply(reply: Any, num_queries: int) -> list[Documents | Infrastructure
 
     Raises InfrastructureError if it is no such reply.
     """
+    rows = reply.get("result") if isinstance(reply, Mapping) else None
+    if not isinstance(rows, list):
+        raise _not_a_reply("/retrieve", reply)
+    if len(rows) != num_queries:
+        raise InfrastructureError(f"the server answered {len(rows)} queries, {num_queries} were asked")
+    errors = reply.get("errors") or {}
+    if not isinstance(errors, Mapping) or not errors.keys() <= set(map(str, range(num_queries))):
+        raise _not_a_reply("/retrieve", errors)
+    failed = {int(number): f"the server could not answer the query: {_shown(why)}" for number, why in errors.items()}
+    return [InfrastructureError(failed[n]) if n in failed else _documents(row) for n, row in enumerate(rows)]
+
+
+def _documents(row: Any) -> Documents | InfrastructureError:
     try:
-        rows, errors = reply["result"], dict(reply.get("errors", {}))
-        answers: list[Documents | InfrastructureError] = [tuple(_document(hit) for hit in row) for row in rows]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        kind = type(error).__name__
-        raise InfrastructureError(f"not a /retrieve reply ({kind}: {error}): {str(reply)[:200]}") from error
-    if len(answers) != num_queries:
-        raise InfrastructureError(f"the server answered {len(answers)} queries, {num_queries} were asked")
-    for number, message in errors.items():
-        answers[int(number)] = InfrastructureError(f"the server could not answer the query: {message}")
-    return answers
+        return tuple(_document(hit["document"], hit["score"]) for hit in _list(row))
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        return _not_a_reply("/retrieve", row)
 
 
-def _document(hit: Any) -> Document:
-    fields = hit["document"]
+def _document(fields: Any, score: Any) -> Document:
+    """Raises an error of some kind if it is none. A document may have neither title nor text where ids were asked."""
+    number = float(score)
+    if not math.isfinite(number) or not isinstance(fields["id"], str | int):
+        raise ValueError
     if "contents" in fields:
-        title, text = split_contents(fields["contents"])
+        title, text = split_contents(_text(fields["contents"]))
     else:
-        title, text = fields.get("title", ""), fields["text"]
-    return Document(str(fields["id"]), title, text, float(hit["score"]))
+        title, text = _text(fields.get("title") or ""), _text(fields.get("text", ""))
+    return Document(str(fields["id"]), title, text, number)
+
+
+def _paired(reply: Any) -> Any:
+    """A ``/batch_search`` reply in the form of ``/retrieve``. Raises InfrastructureError if it is no such reply."""
+    try:
+        documents, scores = _list(reply)
+        pairs = [zip(_list(row), _list(values), strict=True) for row, values in zip(documents, scores, strict=True)]
+        return {"result": [[{"document": document, "score": score} for document, score in row] for row in pairs]}
+    except (TypeError, ValueError) as error:
+        raise _not_a_reply("/batch_search", reply) from error
+
+
+def _piped(reply: Any) -> Documents | InfrastructureError:
+    """The documents of one ``/api/search`` reply, whose text is ``title | text``."""
+    if isinstance(reply, InfrastructureError):
+        return reply
+    try:
+        return tuple(_document(_unpiped(row), row["score"]) for row in _list(reply["topk"]))
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        return _not_a_reply("/api/search", reply)
+
+
+def _unpiped(row: Any) -> dict[str, Any]:
+    title, bar, text = _text(row["text"]).partition("|")
+    return {"id": row["pid"], "title": title.strip() if bar else "", "text": (text if bar else title).strip()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _or_failure(outcome: T | BaseException) -> T | InfrastructureError:
+    """What ``gather`` collected. Raises what is no failure of the server: a cancellation, another corpus."""
+    if isinstance(outcome, InfrastructureError):
+        return outcome
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _not_a_reply(route: str, said: Any) -> InfrastructureError:
+    return InfrastructureError(f"not a {route} reply: {_shown(said)}")
+
+
+def _shown(said: Any) -> str:
+    return excerpt(said if isinstance(said, str) else repr(said))

@@ -217,9 +217,9 @@ def test_a_busy_provider_is_asked_again(fake: Any) -> None:
 
 
 def test_a_reply_without_end_is_refused(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_REPLY_BYTES", 1000)
-    server = fake(lambda asked: (200, b"[" + b" " * 5000 + b"]"))
-    with pytest.raises(InfrastructureError, match="more than 1000 bytes"):
+    monkeypatch.setattr(http, "MAX_REPLY_BYTES", 2**20)
+    server = fake(lambda asked: (200, b"[" + b" " * 2**21 + b"]"))
+    with pytest.raises(InfrastructureError, match="above 1 MiB"):
         http.Http(5, 0).json("GET", server.url)
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
 
+from search_agent.retrieval import http
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.client.reply import clean
-from search_agent.retrieval.client.transport import Address
 from search_agent.retrieval.config import ClientConfig
+from search_agent.retrieval.http import Address
+from search_agent.retrieval.types import Document, SearchResult
 from verl.errors import InfrastructureError, UserError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,13 +140,128 @@ async def test_a_refusal_for_good_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["oops", "[]", '{"result": [[]]}', '{"result": [[{"document": {}}], []]}', '{"detail": "no"}', '{"result": null}'],
+    ["oops", "[]", '{"result": [[]]}', '{"result": [[{"document": {}}], 3]}', '{"detail": "no"}', '{"result": null}'],
 )
 async def test_a_reply_that_is_none_is_a_failure_and_no_document(reply: str) -> None:
     async with opened() as (client, server):
         server.respond = lambda body: web.Response(text=reply)
         outcomes = await asyncio.gather(client.search("x", 1), client.search("y", 1), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [InfrastructureError, InfrastructureError]
+
+
+async def test_a_malformed_answer_fails_its_query_alone() -> None:
+    async with opened() as (client, server):
+        hit = {"document": {"id": 7, "title": None, "text": "ok"}, "score": 1}
+        bad = {"document": {"id": "1", "title": None, "text": None}, "score": 1}
+        server.respond = lambda body: web.json_response({"result": [[hit, bad], [hit]]})
+        bad_one, good_one = await asyncio.gather(client.search("x", 2), client.search("y", 2), return_exceptions=True)
+    assert isinstance(bad_one, InfrastructureError)
+    assert isinstance(good_one, SearchResult)
+    assert good_one.documents == (Document("7", "", "ok", 1.0),)
+
+
+async def test_a_request_that_is_refused_for_one_query_is_asked_query_by_query() -> None:
+    """A server that cannot bear what one policy wrote must not take the answers from the others."""
+
+    def respond(body: dict[str, Any]) -> web.Response:
+        return web.Response(status=422, text="\x1b[31mno\x00") if "bad" in body["queries"] else echo(body)
+
+    async with opened() as (client, server):
+        server.respond = respond
+        words = ["a", "bad", "b"]
+        outcomes = await asyncio.gather(*[client.search(word, 1) for word in words], return_exceptions=True)
+    assert [isinstance(outcome, InfrastructureError) for outcome in outcomes] == [False, True, False]
+    assert str(outcomes[1]).isprintable()
+
+
+async def test_a_server_that_ignores_how_many_were_asked_for_is_cut() -> None:
+    async with opened() as (client, server):
+        hits = [{"document": {"id": str(n), "contents": "x"}, "score": -n} for n in range(9)]
+        server.respond = lambda body: web.json_response({"result": [hits]})
+        assert [document.id for document in (await client.search("x", 3)).documents] == ["0", "1", "2"]
+
+
+async def test_options_and_ids_are_asked_for_and_keep_requests_apart() -> None:
+    async with opened() as (client, server):
+        await asyncio.gather(
+            client.search("q", 2), client.search("q", 2, {"b": 1, "a": "é"}), client.search("q", 2, ids_only=True)
+        )
+        assert client.stats()["coalesced"] == 0
+        server.respond = lambda body: web.json_response({"result": [[{"document": {"id": "7"}, "score": 1}]]})
+        assert (await client.search("r", 1, ids_only=True)).documents == (Document("7", "", "", 1.0),)
+    sent = [(body.get("options"), body.get("ids_only")) for body in server.bodies[:3]]
+    assert sent == [(None, None), ({"a": "é", "b": 1}, None), (None, True)]
+    with pytest.raises(UserError, match="dialect=batch_search knows no options"):
+        await RetrievalClient(ClientConfig(dialect="batch_search")).search("q", 1, {"a": 1})
+
+
+async def test_a_blank_query_finds_nothing_and_is_not_asked() -> None:
+    async with opened() as (client, server):
+        for blank in ("", " \n", "\x00\x1b\x9f"):
+            assert (await client.search(blank, 3)).documents == ()
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("close", [True, False])
+async def test_a_client_that_is_opened_again_answers(close: bool) -> None:
+    server, app = Server(), web.Application()
+    app.router.add_post("/retrieve", server.retrieve)
+    async with TestServer(app) as running:
+        client = RetrievalClient(ClientConfig(urls=(str(running.make_url("")),)))
+        for _ in range(2):
+            async with client:
+                assert (await client.search("x", 1)).documents
+                if close:
+                    await client.close()
+        with pytest.raises(RuntimeError, match="open the client first"):
+            await client.search("x", 1)
+
+
+async def test_the_longer_of_the_servers_wish_and_the_back_off_is_waited_for() -> None:
+    address = Address("http://x")
+    waited = []
+    for wish in (1.0, 1.0, 1.0, 1.0, 60.0):
+        address.failed(100.0, now=0.0, retry_after_s=wish, jitter=1.1)
+        waited.append(round(address.rests_until / 1.1, 6))
+    assert waited == [1.0, 1.0, 1.0, 1.6, 5.0]
+
+
+async def test_a_dead_server_is_asked_once_a_rest_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REST_FIRST_S", 0.01)
+    monkeypatch.setattr(http, "REST_MAX_S", 0.05)
+    asked, rests, retries, waiting = 0, 0, 5, 64
+
+    async def refuse(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.router.add_get("/x", refuse)
+    async with TestServer(app) as running, aiohttp.ClientSession() as session:
+        stack = http.Http(session, [str(running.make_url(""))], retries)
+        exchanges = [stack.exchange("GET", "/x") for _ in range(waiting)]
+        outcomes = await asyncio.gather(*exchanges, return_exceptions=True)
+        rests = stack.addresses[0].failures - 1
+        assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
+        assert (asked - waiting, rests) == (retries, retries)
+
+
+async def test_a_probe_that_is_given_up_lets_the_next_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REST_FIRST_S", 0.01)
+    async with opened(retries=3) as (client, server):
+        server.respond = lambda body: web.Response(status=503)
+        first = asyncio.ensure_future(client.search("x", 1))
+        while len(server.bodies) < 2:
+            server.asked.clear()
+            await server.asked.wait()
+            server.gate.clear()  # the probe hangs
+        second = asyncio.ensure_future(client.search("y", 1))
+        await asyncio.sleep(0)
+        server.respond = echo
+        server.gate.set()
+        assert (await first).documents
+        assert (await second).documents
 
 
 async def test_a_living_server_takes_over_from_a_dead_one(unused_tcp_port: int) -> None:
@@ -194,22 +315,53 @@ async def test_a_server_that_never_gets_ready_is_named(unused_tcp_port: int) -> 
 
 
 def test_what_a_policy_writes_can_be_sent() -> None:
-    assert clean("  a\n\tb \ud800 " + "c" * 50, 9) == "a b ? ccc"
+    assert clean("  a\n\tb \ud800\x00 " + "c" * 50, 9) == "a b ? ccc"
+    assert clean("é" * 9, 7) == "é" * 3
+
+
+@given(st.text() | st.text(st.characters(codec=None)), st.integers(1, 50))
+def test_a_cleaned_query_is_bounded_and_clean_already(query: str, max_bytes: int) -> None:
+    sent = clean(query, max_bytes)
+    assert len(sent.encode()) <= max_bytes
+    assert clean(sent, max_bytes) == sent
+    assert not any(unicodedata.category(char) in ("Cc", "Cs") for char in sent)
 
 
 def test_requests_under_way_when_a_rest_began_do_not_make_it_longer() -> None:
     address = Address("http://x")
     for started in (1.0, 1.1, 1.2):
-        address.failed(started, now=2.0, retry_after_s=None, jitter=1.0)
+        address.failed(started, now=2.0, retry_after_s=0.0, jitter=1.0)
     assert (address.failures, address.rests_until) == (1, 2.2)
-    address.failed(2.5, now=3.0, retry_after_s=None, jitter=1.0)
+    address.failed(2.5, now=3.0, retry_after_s=0.0, jitter=1.0)
     assert (address.failures, address.rests_until) == (2, 3.4)
     address.succeeded()
     assert (address.failures, address.rests_until) == (0, 0.0)
 
 
+def test_an_address_with_the_path_that_users_paste_is_understood() -> None:
+    pasted = ("http://h:1/retrieve", "http://h:1/", " https://h/base/retrieve/ ")
+    assert ClientConfig(pasted).urls == ("http://h:1", "http://h:1", "https://h/base")
+    assert ClientConfig(("http://h:1/batch_search",), "batch_search").urls == ("http://h:1",)
+    with pytest.raises(UserError, match=r"speaks dialect=batch_search; write client.dialect=batch_search with it"):
+        ClientConfig(("http://h:1/batch_search",))
+    with pytest.raises(UserError, match="is no address"):
+        ClientConfig(("http://h:1/retrieve?x=1",))
+
+
+async def test_a_place_without_the_route_is_no_retriever_of_others() -> None:
+    async with opened() as (client, server):
+        await client.wait_ready(1)  # no /ready, but it answers a search
+        assert server.bodies == [{"queries": ["ready"], "topk": 1, "return_scores": True}]
+    async with TestServer(web.Application()) as running:
+        client = RetrievalClient(ClientConfig(urls=(str(running.make_url("")),)))
+        await client.__aenter__()
+        with pytest.raises(InfrastructureError, match=r"no retriever of dialect=retrieve: POST /retrieve at .* 404"):
+            await client.wait_ready(60)
+        await client.close()
+
+
 @pytest.mark.parametrize(
-    "settings", [{"urls": ()}, {"urls": ("localhost:8000",)}, {"timeout_s": 0}, {"retries": -1}, {"max_query_chars": 0}]
+    "settings", [{"urls": ()}, {"urls": ("localhost:8000",)}, {"timeout_s": 0}, {"retries": -1}, {"max_query_bytes": 0}]
 )
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
