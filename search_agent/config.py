@@ -55,6 +55,9 @@ class RunConfig:
     """A Hugging Face folder or hub name; ``embedded`` is the tiny model made with the embedded data."""
     retriever: str = "embedded"
     """``embedded`` serves each split's corpus on this machine; otherwise the URLs of retrieval servers, with commas."""
+    expected_retriever: str | None = None
+    """What a recipe's figures were made with, as ``/info`` names it: a back end (``bm25``, ``dense``) or the family of
+    an encoder (``e5``). Servers that say they are something else are refused. null: whatever is served."""
     seed: int = 0
     """Every draw of the run derives from it: the embedded data, initial weights, task order, each sampled token. 0 to
     2**63 - 1, which is what every generator takes."""

@@ -29,7 +29,9 @@ def address_faults(config: RunConfig) -> list[str]:
 async def check_retriever(config: RunConfig, folder: RunFolder) -> None:
     """Wait for servers that others run, and record what they serve. Raises UserError; see ``check_manifest``."""
     if config.retriever_urls:
-        check_manifest(folder, await read_manifests(config, config.retriever_urls))
+        manifests = await read_manifests(config, config.retriever_urls)
+        check_kind(config.expected_retriever, manifests)
+        check_manifest(folder, manifests)
 
 
 async def read_manifests(
@@ -51,6 +53,25 @@ async def read_manifests(
                 remedy = "start it (bash retrieval_launch.sh corpus=FILE port=N), or correct the address"
                 raise UserError(f"retriever={url}: {error}; {remedy}") from error
     return manifests
+
+
+def check_kind(expected: str | None, manifests: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError if a server says that it ranks by something else; one that says nothing is taken at its word."""
+    for url, manifest in manifests.items():
+        kinds = _kinds(manifest.get("backend"))
+        if expected is not None and kinds and expected not in kinds:
+            raise UserError(
+                f"retriever={url} ranks by {' '.join(kinds)}, and expected_retriever={expected}: serve that (see "
+                "docs/recipes.md), or write expected_retriever=null to train on what is served"
+            )
+
+
+def _kinds(backend: Any) -> list[str]:
+    """Name and family of a back end; of what a re-ranker stands over, too."""
+    if not isinstance(backend, dict):
+        return []
+    named = [backend[key] for key in ("name", "family") if isinstance(backend.get(key), str)]
+    return named + _kinds(backend.get("over"))
 
 
 def check_manifest(folder: RunFolder, manifests: dict[str, dict[str, Any]]) -> None:

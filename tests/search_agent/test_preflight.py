@@ -15,12 +15,14 @@ from aiohttp.test_utils import TestServer
 
 from search_agent.command import load_config
 from search_agent.config import RunConfig
-from search_agent.manifests import RECORD, check_manifest, read_manifests
+from search_agent.manifests import RECORD, check_manifest, check_retriever, read_manifests
 from search_agent.preflight import check_start, config_faults, machine_faults, transfer_faults
 from search_agent.resources import check_disk, check_gpus, check_memory
+from search_agent.retrieval.config import ServerConfig
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import free_port
+from verl.config.arguments import parse
 from verl.errors import UserError
 from verl.trainer.run_folder import RunFolder
 
@@ -232,6 +234,38 @@ async def test_the_manifest_is_recorded_and_another_corpus_refused_later(
     check_manifest(run, await read_manifests(config, [await serve(manifest("a"))]))
     with pytest.raises(UserError, match=r"serves b \(3 passages.*this run began with a"):
         check_manifest(run, await read_manifests(config, [await serve(manifest("b"))]))
+
+
+@pytest.mark.parametrize(
+    ("backend", "refused"),
+    [
+        ({"name": "dense", "family": "e5"}, False),
+        ({"name": "reranked", "over": {"name": "dense", "family": "e5"}}, False),
+        (None, False),
+        ({"name": "bm25"}, True),
+        ({"name": "dense", "family": "bge"}, True),
+        ({"name": "hybrid", "parts": [{"name": "bm25"}, {"name": "dense", "family": "e5"}]}, True),
+    ],
+)
+async def test_a_server_that_ranks_by_something_else_than_the_recipe_is_refused(
+    config: RunConfig, serve: Serve, tmp_path: Path, backend: Any, refused: bool
+) -> None:
+    url = await serve({**manifest("a"), "backend": backend})
+    expecting = replace(config, retriever=url, expected_retriever="e5")
+    if refused:
+        with pytest.raises(UserError, match=f"retriever={url} ranks by .*expected_retriever=null"):
+            await check_retriever(expecting, folder(tmp_path))
+    await check_retriever(expecting if not refused else replace(expecting, expected_retriever=None), folder(tmp_path))
+
+
+def test_the_published_recipes_expect_the_retriever_of_their_papers() -> None:
+    for name in ("autorefine_qwen2.5_3b_instruct", "search_r1_qwen2.5_7b_ppo", "research_qwen2.5_32b"):
+        assert load_config([f"recipe={name}"]).expected_retriever == "e5"
+    page = Path("docs/recipes.md").read_text()
+    command = page[page.index("bash retrieval_launch.sh corpus=data/wiki-18.jsonl") :].partition("bash cmd")[0]
+    words = command.replace("\\", " ").split()[2:]
+    served = parse(ServerConfig, words)
+    assert (served.backend, served.dense and served.dense.family) == ("dense", "e5")
 
 
 async def test_servers_of_different_corpora_are_refused(config: RunConfig, serve: Serve, tmp_path: Path) -> None:
