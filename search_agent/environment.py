@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 
 from search_agent.protocols.actions import Action, Answer, Call, Invalid, Say, Turns
 from search_agent.protocols.base import SearchProtocol
@@ -52,6 +53,9 @@ class Config:
     """``plain`` is text; ``raw`` is text whose special tokens are special, for prompts with a template of their own;
     ``chat`` puts the prompt in one user message and continues raw in the assistant's turn, as published for models with
     a chat template; ``chat_turns`` sends each observation as a user message."""
+    date: str = "2026-01-01"
+    """The day that a chat template prints as today (year-month-day). No clock is read: a run that goes on after
+    midnight, and an evaluation a month later, have the same prompts."""
     tools: Mapping[str, Plugin] = field(default_factory=dict)
     """What a protocol may call besides ``search``, by name: modules of ``search_agent.tools``, or the user's own. One
     named ``search`` replaces the search of passages."""
@@ -62,6 +66,11 @@ class Config:
         for key in ("max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 1")
+
+        try:
+            date.fromisoformat(self.date)
+        except ValueError as error:
+            raise UserError(f"date is {self.date}: write a day, such as 2026-01-31") from error
 
     @property
     def max_policy_tokens(self) -> int:
@@ -116,7 +125,12 @@ def build(
     Raises UserError if the framing does not suit the model, or if an observation cannot hold its own tags.
     """
     framing = make_framing(
-        config.framing, tokenizer, system=protocol.system, probe=protocol.prompt(_PROBE), prefill=protocol.prefill
+        config.framing,
+        tokenizer,
+        system=protocol.system,
+        probe=protocol.prompt(_PROBE),
+        prefill=protocol.prefill,
+        today=date.fromisoformat(config.date),
     )
     pieces = with_last_call(protocol.observe_results([]), protocol.last_call(_PROBE))
     if config.max_turns and show(framing, pieces, last_token_id=None, limit=config.max_observation_tokens - 1) is None:

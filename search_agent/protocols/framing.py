@@ -19,12 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, Protocol
 
 from verl.errors import UserError
 
 FramingKind = Literal["plain", "raw", "chat", "chat_turns"]
+Render = Callable[[tuple[str, ...]], str]
+"""The template's text of question, reply, result, ... up to where the policy writes."""
 
 _MARKS = ("sleuthquestion", "sleuthreply", "sleuthresult")
 _REPLY = "<search> a query </search>"
@@ -41,7 +44,12 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, str]],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        strftime_now: Callable[[str], str],
     ) -> Any: ...
 
 
@@ -122,11 +130,18 @@ class Framing:
 
 
 def make_framing(
-    kind: FramingKind, tokenizer: Tokenizer, *, system: str | None, probe: str, prefill: str = ""
+    kind: FramingKind,
+    tokenizer: Tokenizer,
+    *,
+    system: str | None,
+    probe: str,
+    prefill: str = "",
+    today: date = date(2026, 1, 1),
 ) -> Framing:
     """Read the template's edges and check them on ``probe``, a prompt such as the episodes will have.
 
-    ``prefill`` begins each assistant turn, unless the template itself begins it so. Raises UserError, naming the model,
+    ``prefill`` begins each assistant turn, unless the template itself begins it so; ``today`` is the day that a
+    template prints. Raises UserError, naming the model,
     if there is no chat template, if it refuses the messages, or if ids built piece by piece differ from those of its
     full rendering.
     """
@@ -136,9 +151,10 @@ def make_framing(
         return Framing(kind, tokenizer, ("", prefill), opening=prefill)
     if not tokenizer.chat_template:
         raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template: set framing to plain")
-    before, after = _edges(tokenizer, system, 1)
+    render = partial(_render, tokenizer, system, today)
+    before, after = _edges(tokenizer, render, 1)
     try:
-        _, header, turn, reply = _edges(tokenizer, system, 3)
+        _, header, turn, reply = _edges(tokenizer, render, 3)
     except UserError:
         if kind == "chat_turns":
             raise
@@ -146,25 +162,29 @@ def make_framing(
     begun = after.removeprefix(header) if after.startswith(header) else ""
     more = "" if begun.strip() == prefill.strip() else prefill
     around_observation = (turn, reply + more) if kind == "chat_turns" else ("", "")
-    strip = probe not in _render(tokenizer, system, (probe,))
-    _check(Framing(kind, tokenizer, (before, after), (turn, reply), begun, strip), system, probe)
+    strip = probe not in render((probe,))
+    _check(Framing(kind, tokenizer, (before, after), (turn, reply), begun, strip), render, probe)
     return Framing(kind, tokenizer, (before, after + more), around_observation, begun + more, strip)
 
 
-def _edges(tokenizer: Tokenizer, system: str | None, messages: int) -> list[str]:
+def _edges(tokenizer: Tokenizer, render: Render, messages: int) -> list[str]:
     """The template's text around and between so many messages."""
     marks = _MARKS[:messages]
-    return _split(_render(tokenizer, system, marks), marks, tokenizer)
+    return _split(render(marks), marks, tokenizer)
 
 
-def _render(tokenizer: Tokenizer, system: str | None, texts: tuple[str, ...]) -> str:
+def _render(tokenizer: Tokenizer, system: str | None, today: date, texts: tuple[str, ...]) -> str:
     """The template's text of question, reply, result, ... up to where the policy writes."""
     conversation = [{"role": "system", "content": system}] if system is not None else []
     conversation += [
         {"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(texts)
     ]
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, strftime_now=today.strftime
+            )
+        )
     except Exception as error:  # a template is a foreign program: whatever it raises, it refused
         raise UserError(f"{tokenizer.name_or_path}: its chat template refused the conversation: {error}") from error
 
@@ -180,11 +200,11 @@ def _split(text: str, marks: tuple[str, ...], tokenizer: Tokenizer) -> list[str]
     return [*parts, text]
 
 
-def _check(framing: Framing, system: str | None, probe: str) -> None:
+def _check(framing: Framing, render: Render, probe: str) -> None:
     """Compare ids built piece by piece with the ids of the full rendering: of the prompt, then of two turns."""
     tokenizer, passage = framing.tokenizer, "one passage"
     prompt = framing.prompt(probe)
-    same = prompt.token_ids == encode_markup(tokenizer, _render(tokenizer, system, (probe,)))
+    same = prompt.token_ids == encode_markup(tokenizer, render((probe,)))
     if framing.kind == "chat_turns":
         # An earlier turn is rendered as if nothing had begun it.
         unbegun = (framing.around_prompt[0], framing.around_prompt[1].removesuffix(framing.opening))
@@ -192,7 +212,7 @@ def _check(framing: Framing, system: str | None, probe: str) -> None:
         before, after = framing.edges(None)
         built = [*built, *encode_data(tokenizer, _REPLY), *before.token_ids]
         built += [*encode_data(tokenizer, passage), *after.token_ids]
-        same = same and built == encode_markup(tokenizer, _render(tokenizer, system, (probe, _REPLY, passage)))
+        same = same and built == encode_markup(tokenizer, render((probe, _REPLY, passage)))
     if not same:
         remedy = "chat or plain" if framing.kind == "chat_turns" else "plain"
         raise UserError(

@@ -1,8 +1,10 @@
 """Reads a data set into tasks.
 
 Rows are FlashRAG's (``id, question, golden_answers, metadata``), as jsonl or parquet, or those of verl-style parquet
-(``prompt``, and the answers in ``reward_model.ground_truth`` or its ``target``). A data set is read whole or not at
-all: every faulty row is found before anything is raised, so that a user can mend a file at once.
+(``prompt``, or the question in ``extra_info``; the answers in ``reward_model.ground_truth`` or its ``target``).
+
+A data set is read whole or not at all: every faulty row is found before anything is raised, so that a user can mend a
+file at once.
 """
 
 from __future__ import annotations
@@ -82,6 +84,9 @@ def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()  # JSON may spell half of a character, which no text has
+            except UnicodeEncodeError as error:
+                yield number, f"holds half of a character ({error.object[error.start]!a}), which UTF-8 cannot write"
             except ValueError as error:
                 yield number, f"is not JSON in UTF-8 ({error})"
             else:
@@ -109,7 +114,7 @@ def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | 
     identity = _identity(row, faults)
     question, prompt = _texts(row, prompts, faults)
     answers = _answers(row, faults)
-    kept = row.get("metadata") or {}
+    kept, graded = row.get("metadata") or {}, {} if faults else _beside_the_answers(row)
     if not isinstance(kept, Mapping):
         faults.append(f"metadata: {type(kept).__name__} instead of an object")
     if faults:
@@ -121,7 +126,7 @@ def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | 
     }
     if prompt is not None:
         others.pop("prompt", None)
-    return Task(identity, question, answers, {**others, **kept}, prompt), []
+    return Task(identity, question, answers, {**graded, **others, **kept}, prompt), []
 
 
 def _identity(row: Mapping[str, Any], faults: list[str]) -> str:
@@ -137,7 +142,9 @@ def _identity(row: Mapping[str, Any], faults: list[str]) -> str:
 
 def _texts(row: Mapping[str, Any], prompts: bool, faults: list[str]) -> tuple[str, str | None]:
     """The question, and the rendered prompt if that is to open the episode; a row without a question has only that."""
-    question, prompt = row.get("question"), None
+    question, prompt, extra = row.get("question"), None, row.get("extra_info")
+    if question is None and isinstance(extra, Mapping):
+        question = extra.get("question")
     if prompts or (question is None and row.get("prompt") is not None):
         prompt = _text(_only_message(row.get("prompt")), "prompt", row, faults)
     if question is None and prompt is not None:
@@ -176,3 +183,18 @@ def _answers(row: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]:
         faults.append(f"{column}: holds an answer that is empty or no text")
         return ()
     return tuple(answers)
+
+
+def _beside_the_answers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``reward_model.ground_truth`` holds besides ``target`` (graded relevance, say): kept as metadata.
+
+    A table gives every row the keys of all rows: those without a value are left out.
+    """
+    reward = row.get("reward_model")
+    truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
+    return _with_values(truth) if isinstance(truth, Mapping) else {}
+
+
+def _with_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: _with_values(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in nested.items() if value is not None and key != "target"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import pytest
@@ -195,3 +196,11 @@ def test_observations_lose_whole_passages_from_the_last_and_keep_their_tags(toke
         assert len(shown.piece.token_ids) <= limit
         next_size = sizes[1 + shown.passages] if shown.passages < 3 else 0
         assert shown.passages == 3 or len(shown.piece.token_ids) + next_size > limit
+
+
+@pytest.mark.parametrize("kind", ["chat", "chat_turns"])
+def test_a_template_that_prints_the_date_prints_the_one_it_is_given(tokenizer: Any, kind: Any) -> None:
+    dated = with_template(tokenizer, "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template)
+    framing = make_framing(kind, dated, system=None, probe="who?", today=date(2025, 3, 31))
+    assert framing.prompt("who?").text.startswith("31 Mar 2025<|im_start|>")
+    assert make_framing(kind, dated, system=None, probe="who?").prompt("who?").text.startswith("01 Jan 2026")

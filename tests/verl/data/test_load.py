@@ -152,3 +152,42 @@ def test_real_flashrag_files_load_whole() -> None:
     files = sorted(Path(root, "flashrag").glob("*/*.jsonl"))
     assert len(files) == 9
     assert sum(len(load_tasks(file)) for file in files) == 11_470
+
+
+@pytest.mark.parametrize("column", ["question", "id", "metadata"])
+def test_half_of_a_character_is_a_fault_of_its_row(tmp_path: Path, column: str) -> None:
+    half = "where \ud83d?"
+    bad = json.dumps({**ROW, column: {"note": [half]} if column == "metadata" else half})
+    file = jsonl(tmp_path / "a.jsonl", [ROW, bad])
+    with pytest.raises(UserError, match=r"row 2: holds half of a character \('\\ud83d'\)") as caught:
+        load_tasks(file)
+    str(caught.value).encode()
+    (task,) = load_tasks(jsonl(tmp_path / "b.jsonl", [json.dumps({**ROW, "question": "where \U0001f600?"})]))
+    assert task.question == "where \U0001f600?"
+
+
+# As verl's own script for search data writes it.
+SEARCH_ROW = {
+    "data_source": "searchR1_nq",
+    "prompt": [{"role": "system", "content": "You can search."}, {"role": "user", "content": "Answer: who wrote it?"}],
+    "ability": "fact-reasoning",
+    "reward_model": {"style": "rule", "ground_truth": {"target": ["mara ellwood"]}},
+    "extra_info": {"index": 7, "need_tools_kwargs": True, "question": "who wrote it?", "split": "train"},
+}
+
+
+def test_a_prompt_of_system_and_user_is_read_by_its_question(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", [SEARCH_ROW])
+    (task,) = load_tasks(file)
+    assert (task.id, task.question, task.prompt) == ("searchR1_nq/7", "who wrote it?", None)
+    assert task.golden_answers == ("mara ellwood",)
+    with pytest.raises(UserError, match=r"row 1, prompt: 2 messages; one message of the user, or a text, can be used"):
+        load_tasks(file, prompts=True)
+
+
+def test_what_stands_beside_the_answers_is_kept(tmp_path: Path) -> None:
+    truths = [{"target": ["a"], "relevant": {"d1": 2, "d2": 1}}, {"target": ["b"], "relevant": {"d3": 1}}]
+    rows = [{"id": str(n), "question": "q", "reward_model": {"ground_truth": truth}} for n, truth in enumerate(truths)]
+    expected = [{"d1": 2, "d2": 1}, {"d3": 1}]
+    assert [task.metadata["relevant"] for task in load_tasks(parquet(tmp_path / "a.parquet", rows))] == expected
+    assert [task.metadata["relevant"] for task in load_tasks(jsonl(tmp_path / "a.jsonl", rows))] == expected
