@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -20,13 +20,13 @@ from search_agent.config import RunConfig
 from search_agent.evaluate import RUNS, evaluated_config, writable_folder
 from verl.config.compose import CONFIG_DIR
 from verl.errors import UserError, refuse
+from verl.rollout.progress import Unwatched
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-    from verl.rollout.interfaces import Engine, Environment, Generation, Observation, Prompt, Sampling, Turn
-    from verl.trajectory import Trajectory
+    from verl.trajectory import Segment, Trajectory
 
 Show = Callable[[str, str], None]
 """Called with the kind of a segment and its text, as soon as it is there."""
@@ -131,8 +131,7 @@ class Session:
         """Play one greedy episode and close; returns it with the answer that was read from it."""
         from search_agent.agent import AgentSpec
         from verl.data.tasks import Task
-        from verl.rollout.episode import EpisodeKey, run_episode
-        from verl.rollout.interfaces import Sampling
+        from verl.rollout.play import play, requests_for
 
         config = self._config
         context = config.rollout.engine.max_context_tokens
@@ -140,11 +139,9 @@ class Session:
         agent = spec(self._tokenizer)
         await agent.open()
         try:
-            task = Task("ask", question, ("",))
-            environment = Watched(agent.environment(task, "test"), show)
-            key = EpisodeKey(config.seed, "ask", 0, "ask", 0)
-            engine = WatchedEngine(self._engine, show)
-            trajectory = await run_episode(task, key, environment, engine, Sampling(temperature=0.0))
+            asked = requests_for([Task("ask", question, ("",))], "test", "ask", seed=config.seed)
+            playing = play(asked, agent, self._engine, score=False, watch=lambda _: nullcontext(Shown(show)))
+            [trajectory] = [trajectory async for _, trajectory in playing]
         finally:
             await agent.close()
             await self._engine.close()
@@ -152,38 +149,15 @@ class Session:
         return trajectory, config.protocol.build().read(trajectory).answer
 
 
-class WatchedEngine:
-    """An engine whose generations are shown."""
+class Shown(Unwatched):
+    """Shows each segment of an episode as it comes."""
 
-    def __init__(self, engine: Engine, show: Show) -> None:
-        self._engine, self._show = engine, show
+    def __init__(self, show: Show) -> None:
+        self._show = show
 
-    async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
-        """See ``Engine.generate``."""
-        generation = await self._engine.generate(token_ids, turn, sampling, seed)
-        self._show("generated", generation.text)
-        return generation
-
-
-class Watched:
-    """An environment whose prompt and observations are shown."""
-
-    def __init__(self, environment: Environment, show: Show) -> None:
-        self._environment, self._show = environment, show
-        self.next_turn, self.outcome = environment.next_turn, environment.outcome
-
-    async def start(self) -> Prompt:
-        """See ``Environment.start``."""
-        prompt = await self._environment.start()
-        self._show("prompt", prompt.text)
-        return prompt
-
-    async def observe(self, generation: Generation) -> Observation | None:
-        """See ``Environment.observe``."""
-        observation = await self._environment.observe(generation)
-        if observation is not None:
-            self._show("observation", observation.text)
-        return observation
+    def wrote(self, segment: Segment) -> None:
+        """See ``Watcher``."""
+        self._show(segment.kind, segment.text)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from search_agent.ask import Watched, WatchedEngine, apart_from_logs, main, spinner, split_arguments
+from search_agent.ask import Shown, apart_from_logs, main, spinner, split_arguments
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.rollout.episode import EpisodeKey, run_episode
@@ -51,9 +51,8 @@ async def test_every_segment_is_shown_as_it_comes() -> None:
     def show(kind: str, text: str) -> None:
         shown.append((kind, text))
 
-    environment = Watched(TwoTurns(), show)
     key = EpisodeKey(0, "ask", 0, "ask", 0)
-    trajectory = await run_episode(Task("a", "q", ("",)), key, environment, WatchedEngine(Echo(), show), Sampling())
+    trajectory = await run_episode(Task("a", "q", ("",)), key, TwoTurns(), Echo(), Sampling(), Shown(show))
     assert [(s.kind, s.text) for s in trajectory.segments] == shown
     assert "".join(text for _, text in shown) == "ask say read say "
 

@@ -1,4 +1,4 @@
-"""One episode, from prompt to outcome: the only loop that joins an engine with an environment.
+"""One episode, from prompt to outcome: the only place that joins an engine with an environment.
 
 An episode is a coroutine. While it waits for tokens or for a search, every other episode goes on.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError
 from verl.rollout.interfaces import Engine, Environment, Sampling
+from verl.rollout.progress import Unwatched, Watcher
 from verl.seeds import derive_seed
 from verl.trajectory import Trajectory
 
@@ -31,19 +32,26 @@ class EpisodeKey:
 
 
 async def run_episode(
-    task: Task, key: EpisodeKey, environment: Environment, engine: Engine, sampling: Sampling
+    task: Task,
+    key: EpisodeKey,
+    environment: Environment,
+    engine: Engine,
+    sampling: Sampling,
+    watcher: Watcher | None = None,
 ) -> Trajectory:
     """Play one episode and return its trajectory, with an outcome, not yet scored.
 
     An InfrastructureError (the retriever or the engine failed for good) ends it as ``aborted`` with the reason;
     any other exception is a bug and passes through.
     """
-    trajectory = Trajectory(task_id=task.id, sample=key.sample)
+    trajectory, watcher = Trajectory(task_id=task.id, sample=key.sample), watcher or Unwatched()
     try:
         prompt = await environment.start()
         trajectory.append_prompt(prompt.token_ids, prompt.text, prompt.prefill)
+        watcher.wrote(trajectory.segments[-1])
         while (turn := environment.next_turn()) is not None:
             seed = key.turn_seed(trajectory.num_turns)
+            watcher.enter("engine")
             generation = await engine.generate(trajectory.token_ids().tolist(), turn, sampling, seed)
             trajectory.append_generated(
                 generation.token_ids,
@@ -52,6 +60,8 @@ async def run_episode(
                 generation.versions,
                 generation.finish_reason,
             )
+            watcher.enter("environment")
+            watcher.wrote(trajectory.segments[-1])
             observation = await environment.observe(generation)
             if observation is not None:
                 trajectory.append_observation(
@@ -61,6 +71,7 @@ async def run_episode(
                     prefill=observation.prefill,
                     last_call=observation.last_call,
                 )
+                watcher.wrote(trajectory.segments[-1])
     except InfrastructureError as error:
         trajectory.outcome, trajectory.reason = "aborted", f"{type(error).__name__}: {error}"
         return trajectory

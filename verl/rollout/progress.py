@@ -10,11 +10,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
+
+from verl.trajectory import Segment
 
 Phase = Literal["engine", "environment", "reward"]
 
 NAMES: dict[Phase, str] = {"engine": "the engine", "environment": "the retriever", "reward": "the reward"}
+
+
+class Watcher(Protocol):
+    """Is told what an episode does, as it does it."""
+
+    def enter(self, phase: Phase) -> None:
+        """From now on the episode waits for this."""
+        ...
+
+    def wrote(self, segment: Segment) -> None:
+        """The episode has one more segment."""
+        ...
+
+
+class Unwatched:
+    """A watcher that nobody asks."""
+
+    def enter(self, phase: Phase) -> None:
+        """See ``Watcher``."""
+
+    def wrote(self, segment: Segment) -> None:
+        """See ``Watcher``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +111,8 @@ class Progress:
         return WorkerStatus(waiting, now - self._stepped)
 
 
-class EpisodeProgress:
-    """One open episode."""
+class EpisodeProgress(Unwatched):
+    """One open episode: a watcher that remembers the phase."""
 
     def __init__(self, group: int, clock: Callable[[], float]) -> None:
         self.group = group

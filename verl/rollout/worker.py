@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from verl.data.tasks import Task
-from verl.errors import InfrastructureError
 from verl.rollout.admission import OrderedAdmission
 from verl.rollout.engine_config import EngineConfig
-from verl.rollout.episode import EpisodeKey, run_episode
+from verl.rollout.episode import EpisodeKey
 from verl.rollout.groups import Group, GroupRequest
-from verl.rollout.interfaces import Agent, Engine, Generation, Sampling, Turn
+from verl.rollout.interfaces import Agent, Engine, Turn
+from verl.rollout.play import GREEDY, EpisodeRequest, Seat, play
 from verl.rollout.progress import EpisodeProgress, Progress, WorkerStatus
-from verl.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from verl.sync.update import WeightUpdate
 
 AgentFactory = Callable[[Any], Agent]
 """Makes the agent from the model's tokenizer, inside the worker's process."""
-
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class RolloutWorker:
@@ -60,15 +56,22 @@ class RolloutWorker:
 
         Raises EngineDiedError if the engine died meanwhile: the requests can be played again on another worker.
         """
-        total = sum(request.samples + request.greedy for request in requests)
-        admission = OrderedAdmission(self._engine, total) if self._deterministic else None
         episodes = [
-            self._play(request, sample, admission)
+            EpisodeRequest(
+                request.task,
+                request.split,
+                EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample),
+                GREEDY if sample == request.samples else request.sampling,
+                request.number,
+            )
             for request in requests
             for sample in range(request.samples + request.greedy)
         ]
-        trajectories = iter(await asyncio.gather(*episodes))
+        seat = self._seats(len(episodes)) if self._deterministic else None
+        playing = play(episodes, self._agent, self._engine, watch=self._watch, seat=seat)
+        done = {id(episode): trajectory async for episode, trajectory in playing}
         self._engine.check()
+        trajectories = iter([done[id(episode)] for episode in episodes])
         return [
             Group(
                 request.number,
@@ -106,8 +109,8 @@ class RolloutWorker:
 
     async def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
         """The greedy next token of each prompt, its log-prob, and 0: this side of the canary knows no margin."""
-        turn, greedy = Turn(max_tokens=1), Sampling(temperature=0.0)
-        answers = await asyncio.gather(*(self._engine.generate(p, turn, greedy, seed=0) for p in prompts))
+        turn = Turn(max_tokens=1)
+        answers = await asyncio.gather(*(self._engine.generate(p, turn, GREEDY, seed=0) for p in prompts))
         return [(int(answer.token_ids[0]), float(answer.logprobs[0]), 0.0) for answer in answers]
 
     async def status(self) -> WorkerStatus:
@@ -123,45 +126,18 @@ class RolloutWorker:
         await self._agent.close()
         await self._engine.close()
 
-    async def _play(self, request: GroupRequest, sample: int, admission: OrderedAdmission | None) -> Trajectory:
-        sampling = GREEDY if sample == request.samples else request.sampling
-        key = EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample)
-        environment = self._agent.environment(request.task, request.split)
-        engine: Engine = admission.episode(request.task.id, sample) if admission else self._engine
-        with self._progress.episode(request.number) as progress:
+    def _watch(self, episode: EpisodeRequest) -> AbstractContextManager[EpisodeProgress]:
+        return self._progress.episode(episode.group)
+
+    def _seats(self, episodes: int) -> Seat:
+        """Fixed-order admission for so many episodes."""
+        admission = OrderedAdmission(self._engine, episodes)
+
+        @contextmanager
+        def seat(episode: EpisodeRequest) -> Iterator[Engine]:
             try:
-                watched = _WatchedEngine(engine, progress)
-                trajectory = await run_episode(request.task, key, environment, watched, sampling)
+                yield admission.episode(episode.task.id, episode.key.sample)
             finally:
-                if admission:
-                    admission.end_episode()
-            if trajectory.outcome != "aborted":
-                progress.enter("reward")
-                await self._score(request.task, trajectory)
-        return trajectory
+                admission.end_episode()
 
-    async def _score(self, task: Task, trajectory: Trajectory) -> None:
-        """What could not be scored for a reason outside is aborted: it is counted, and never trained on."""
-        try:
-            score = await self._agent.score(task, trajectory)
-        except InfrastructureError as error:
-            trajectory.outcome, trajectory.reason = "aborted", f"reward: {error}"
-        else:
-            trajectory.reward, trajectory.reward_parts = score.reward, score.parts
-            trajectory.turn_gains = score.turn_gains
-
-
-class _WatchedEngine:
-    """The engine as one episode sees it; notes when the episode waits for it."""
-
-    def __init__(self, engine: Engine, progress: EpisodeProgress) -> None:
-        self._engine = engine
-        self._progress = progress
-
-    async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
-        """See ``Engine.generate``."""
-        self._progress.enter("engine")
-        try:
-            return await self._engine.generate(token_ids, turn, sampling, seed)
-        finally:
-            self._progress.enter("environment")
+        return seat

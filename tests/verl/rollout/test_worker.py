@@ -9,7 +9,7 @@ import pytest
 
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError
-from verl.rollout import worker as module
+from verl.rollout import play as module
 from verl.rollout.groups import GroupRequest
 from verl.rollout.interfaces import Sampling, Score
 from verl.rollout.progress import Progress
@@ -31,7 +31,9 @@ class FakeEngine:
 
 
 def make_worker(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[int, float]]) -> RolloutWorker:
-    async def episode(task: Task, key: Any, environment: Any, engine: Any, sampling: Sampling) -> Trajectory:
+    async def episode(
+        task: Task, key: Any, environment: Any, engine: Any, sampling: Sampling, watcher: Any
+    ) -> Trajectory:
         seen.append((key.sample, sampling.temperature))
         return Trajectory(task.id, key.sample, outcome="finished")
 
