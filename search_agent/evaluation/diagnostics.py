@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_agent.evaluation.statistics import wilson
+from search_agent.protocols.base import Reading
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.text import normalise, word_match
 from verl.data.tasks import Task
-from verl.trajectory import Trajectory
+from verl.trajectory import ToolCall, Trajectory
 
 _ANY_TEXT_HOLDS = frozenset({"", "yes", "no", "noanswer"})
 
@@ -32,7 +33,8 @@ class Searched:
     empty: bool
     latency_s: float
     cached: bool
-    failed: bool
+    refused: bool
+    """Whether the tool refused the request; an outage ends the episode as aborted instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class Diagnosis:
         return f"{'right' if self.right else 'wrong'} {'with' if self.found else 'without'} evidence"
 
 
-def diagnose(task: Task, trajectory: Trajectory, refinements: Sequence[str] = ()) -> Diagnosis:
-    """Read one scored episode; ``refinements`` are what its protocol's reading lists."""
+def diagnose(task: Task, trajectory: Trajectory, reading: Reading, *, right: bool) -> Diagnosis:
+    """Judge one episode, given what its protocol reads in it and whether its answer is right."""
     wanted = {str(identifier) for identifier in task.metadata.get(EVIDENCE) or ()}
     golds = [gold for gold in task.golden_answers if normalise(gold) not in _ANY_TEXT_HOLDS]
     judged = bool(wanted or golds)
@@ -72,29 +74,32 @@ def diagnose(task: Task, trajectory: Trajectory, refinements: Sequence[str] = ()
         for call in segment.calls:
             found = {result.id for result in call.results} & missing
             missing -= found
-            gain = len(found) / len(wanted) if wanted else float(holds and not shown)
-            query = normalise(call.request)
-            searches.append(
-                Searched(
-                    query=call.request,
-                    gain=gain if judged else None,
-                    duplicate=query in asked,
-                    empty=not call.results,
-                    latency_s=call.latency_s,
-                    cached=call.cached,
-                    failed=call.failure is not None,
-                )
-            )
-            asked.add(query)
+            if call.tool == "search":
+                gain = len(found) / len(wanted) if wanted else float(holds and not shown)
+                query = normalise(call.request)
+                searches.append(_searched(call, gain if judged else None, query in asked))
+                asked.add(query)
             shown |= holds
-    parts = trajectory.reward_parts
+    evidence = 1 - len(missing) / len(wanted) if wanted else float(shown)
     return Diagnosis(
         searches=tuple(searches),
-        evidence=sum(search.gain or 0.0 for search in searches) if judged else None,
-        right=parts.get("em", 0.0) == 1.0,
-        answered=parts.get("answered", 0.0) == 1.0,
+        evidence=evidence if judged else None,
+        right=right,
+        answered=reading.answer is not None,
         aborted=trajectory.outcome == "aborted",
-        kept=bool(word_match(" ".join(refinements), golds)) if shown and refinements else None,
+        kept=bool(word_match(" ".join(reading.refinements), golds)) if shown and reading.refinements else None,
+    )
+
+
+def _searched(call: ToolCall, gain: float | None, duplicate: bool) -> Searched:
+    return Searched(
+        query=call.request,
+        gain=gain,
+        duplicate=duplicate,
+        empty=not call.results,
+        latency_s=call.latency_s,
+        cached=call.cached,
+        refused=call.failure is not None,
     )
 
 
@@ -110,7 +115,7 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     judged = [diagnosis for diagnosis in diagnoses if diagnosis.evidence is not None]
     searches = [search for diagnosis in diagnoses for search in diagnosis.searches]
     asked = [diagnosis.kept for diagnosis in diagnoses if diagnosis.kept is not None]
-    waits = sorted(search.latency_s for search in searches if not search.cached and not search.failed)
+    waits = sorted(search.latency_s for search in searches if not search.cached and not search.refused)
     result: dict[str, Any] = {
         "n": len(diagnoses),
         "aborted": sum(diagnosis.aborted for diagnosis in diagnoses),
@@ -121,7 +126,7 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         result |= {
             "duplicate_queries": _share(search.duplicate for search in searches),
             "empty_searches": _share(search.empty for search in searches),
-            "failed_searches": _share(search.failed for search in searches),
+            "refused_searches": _share(search.refused for search in searches),
             "cached_searches": _share(search.cached for search in searches),
         }
     if waits:

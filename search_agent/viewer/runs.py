@@ -1,0 +1,78 @@
+"""What the viewer reads of a run: curves, saved episodes with their questions, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_agent.evaluation.reading import protocol_of
+from search_agent.protocols.base import Reading, Span
+from search_agent.viewer.pieces import Decoder, open_tokenizer
+from verl.rollout.episodes import Episode, episode_files, read_episodes
+from verl.tracking.jsonl import read_metrics
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One saved episode and what its protocol reads in it."""
+
+    episode: Episode
+    reading: Reading
+    spans: Sequence[Sequence[Span]]
+    """The parts of each generated segment."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    name: str
+    curves: dict[str, list[list[float]]]
+    """Metric to ``[steps, values]``."""
+    episodes: Iterable[Saved]
+    decoder: Decoder | None
+
+
+def read_run(path: Path) -> Run:
+    """Open a run folder. Raises UserError if it holds no episodes; the episodes are read when they are asked for."""
+    episode_files(path)
+    metrics = path / "metrics.jsonl"
+    return Run(
+        name=path.resolve().name,
+        curves=curves(read_metrics(metrics) if metrics.exists() else []),
+        episodes=_episodes(path),
+        decoder=open_tokenizer(_tokenizer(path)),
+    )
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Every metric as ``[steps, values]``; what is not a number is left out."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "time") and isinstance(value, int | float):
+                steps, values = found.setdefault(name, [[], []])
+                steps.append(row["step"])
+                values.append(float(f"{value:.5g}"))
+    return found
+
+
+def _tokenizer(path: Path) -> Path | None:
+    folders = [path / "best_dev", *sorted((path / "checkpoints").glob("step_*/hf"), reverse=True)]
+    return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+
+
+def _order(file: Path) -> tuple[int, str]:
+    """In the order of a run's life: before training, training, after."""
+    stage = file.name.rpartition("_")[0]
+    return 0 if "before" in stage else 1 if stage == "train" else 2, file.name
+
+
+def _episodes(path: Path) -> Iterator[Saved]:
+    protocol = protocol_of(path)
+    for file in sorted(episode_files(path), key=_order):
+        for episode in read_episodes(file):
+            spans = [protocol.spans(segment.text) for segment in episode.trajectory.generated]
+            yield Saved(episode, protocol.read(episode.trajectory), spans)
