@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from search_agent.config import RunConfig
 from search_agent.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
+from search_agent.rewards.pool import pool_config, reward_function
 from search_agent.source import Source
 from search_agent.traces import load_traces
 from verl.data.load import read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
+from verl.rollout.groups import Group
+from verl.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from verl.data.samples import TrainingSample
@@ -46,10 +49,33 @@ def read_inputs(config: RunConfig) -> Inputs:
     model = model_path(config, source)
     measured = {"dev": dev[: config.evaluation.dev_tasks], "test": test[: config.evaluation.test_tasks]}
     check_lengths({"train": train, **measured}, config, model)
+    check_metric(config, dev[: config.evaluation.dev_tasks])
     traces = []
     if config.warmup.steps:
         traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
     return Inputs(source, model, train, dev, test, traces)
+
+
+def check_metric(config: RunConfig, tasks: Sequence[Task]) -> None:
+    """Raises UserError if a reward of ours measures no ``evaluation.metric``: known from episodes that say nothing.
+
+    A reward of the user's own runs in processes of its own, later: it is held to its metric at the first evaluation.
+    """
+    if config.evaluation.metric == "em" or pool_config(config.reward) is not None:
+        return
+    from search_agent.evaluation.describe import describe
+    from verl.trainer.evaluator import chosen_score
+
+    reward = reward_function(config.reward, config.protocol.build())
+    groups = []
+    for number, task in enumerate(tasks):
+        silent = Trajectory(task.id, 0)
+        silent.append_prompt([0], task.question)
+        silent.append_generated([0], "", [0.0], [0], "stop")
+        score = reward(task, silent)
+        silent.outcome, silent.reward, silent.reward_parts = "finished", score.reward, score.parts
+        groups.append(Group(number, task, [silent]))
+    chosen_score({config.evaluation.select_by: describe(groups)}, config.evaluation)
 
 
 def count_tasks(config: RunConfig) -> dict[str, int]:

@@ -36,8 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         return print_plan(config, path)
     from search_agent.preflight import check_start
     from search_agent.report import print_report
+    from verl.trainer.run_folder import RunFolder
 
-    if config.fresh or not (path / "summary.json").exists():
+    if config.fresh or not RunFolder(path).finished_as(to_yaml(results_config(config))):
         check_start(config, path)
     folder = open_folder(config, path)
     if folder.read_json("summary.json") is None:

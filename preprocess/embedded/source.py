@@ -10,6 +10,7 @@ from preprocess.embedded.build import Config as WorldConfig
 from preprocess.embedded.styles import StyleName
 from search_agent.retrieval.index.index_files import exclusive
 from search_agent.source import Source, Split
+from verl.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Config:
     """Questions over the clean test world: a 95 % interval of 4 points to each side at the widest."""
     traces: int = 9000
     """Warm-up traces: 900 steps of 32 see each one three times or so."""
+
+    def __post_init__(self) -> None:
+        for key in ("dev_questions", "test_questions", "traces"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
 
 
 def build(config: Config, *, out: Path, seed: int) -> Source:

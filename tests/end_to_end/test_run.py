@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,15 @@ def test_ctrl_c_leaves_nothing_behind_and_says_how_to_go_on(tmp_path: Path) -> N
     stop(process, signal.SIGINT)
     wait_until_clean_after(run_dir, shm)
     assert "run the same command to go on" in Path(f"{run_dir}.out").read_text()
+
+
+def test_a_finished_run_goes_on_when_its_steps_grow(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir, symlinks=True)
+    run(run_dir, "trainer.steps=5", "evaluation.metric=em")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    first = json.loads((whole / "summary.json").read_text())
+    assert (summary["steps"], summary["before"]) == (5, first["before"])
+    assert [row["groups"][0] for row in metrics(run_dir, "trained.jsonl")] == [0, 4, 8, 12, 16]
+    assert without_timing(metrics(run_dir))[: len(metrics(whole))] == without_timing(metrics(whole))
+    assert len(list(RunFolder(run_dir).read_trajectories("train", 5))) == 16

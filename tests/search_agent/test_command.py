@@ -95,7 +95,10 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
             "evaluation.decodings are called a, a",
         ),
         (["seed=-1"], "seed=-1: write 0 to 2**63 - 1"),
-        (["trainer.optimizer.learning_rate=nan"], "trainer.optimizer.learning_rate: nan is not a value"),
+        (
+            ["trainer.optimizer.learning_rate=nan"],
+            "trainer.optimizer.learning_rate: nan is not a value here",
+        ),
         (["trainer.stepz=3"], "trainer.stepz: no such key; did you mean trainer.steps?"),
         (["reward=f2"], "reward=f2: no such preset; did you mean f1?"),
     ],

@@ -289,7 +289,7 @@ class ValueLossConfig:
     """How far a value may move from the old one before its loss is flat, in units of reward; null for no clip."""
 
     def __post_init__(self) -> None:
-        require(self.clip is None or self.clip > 0, "value_loss.clip", self.clip, "write a positive number, or null")
+        require(self.clip is None or self.clip > 0, "clip", self.clip, "write a positive number, or null")
 
 
 @dataclass(frozen=True)

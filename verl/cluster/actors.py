@@ -211,10 +211,10 @@ class LearnerActor:
         return True
 
     @_gives_back
-    def load(self, folder: str) -> None:
-        """Continue from what ``save`` wrote."""
+    def load(self, folder: str, batches: int | None = None) -> None:
+        """Continue from what ``save`` wrote; see ``Learner.load_checkpoint``."""
         self._has_base = False
-        self._learner.load_checkpoint(Path(folder) / "learner")
+        self._learner.load_checkpoint(Path(folder) / "learner", batches)
 
 
 def make_rollout_actor_class() -> type:

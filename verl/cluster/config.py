@@ -43,6 +43,9 @@ class ClusterConfig:
         for key in ("learner_ranks", "learner_threads"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
+        for key in ("gpu_memory_gib", "start_timeout_s"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key} is {getattr(self, key)}: write a number above 0")
         if not 0 < self.stall_warning_s <= self.stall_error_s:
             raise UserError(
                 f"stall_warning_s is {self.stall_warning_s} and stall_error_s {self.stall_error_s}: write seconds "

@@ -91,9 +91,9 @@ class LearnerGroup:
         """Whether everything that was saved is written; ``wait`` until it is. Raises what kept it from being."""
         return await self._all("saved", wait=wait)
 
-    async def load(self, folder: Path) -> None:
-        """Continue from a checkpoint."""
-        await self._all("load", str(folder))
+    async def load(self, folder: Path, batches: int | None = None) -> None:
+        """Continue from a checkpoint, in a phase of so many batches if that is given."""
+        await self._all("load", str(folder), batches)
 
     async def _all(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self.changes += method in ("begin_phase", "update", "load")

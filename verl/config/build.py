@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,7 +125,10 @@ def _dataclass(cls: Any, data: Any, path: str, faults: list[str]) -> Any:
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _value(hints[name], data[name], join(path, name), faults)
+            value = values[name] = _value(hints[name], data[name], join(path, name), faults)
+            allowed = math.inf if "inf" in field.metadata else None
+            if isinstance(value, float) and not math.isfinite(value) and value != allowed:
+                faults.append(f"{join(path, name)}: {value} is not a value here; write a number")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             faults.append(f"{join(path, name)}: missing; write {join(path, name)}=... ({type_name(hints[name])})")
     if len(faults) > before:
@@ -181,9 +185,6 @@ def _scalar(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
-    if hint is float and value != value:
-        faults.append(f"{path}: nan is not a value; write a number")
-        return _INVALID
     if (hint in _SCALARS and type(value) is hint) or (hint is NoneType and value is None):
         return value
     if hint is not Path and hint is not NoneType and hint not in _SCALARS:

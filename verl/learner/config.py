@@ -35,7 +35,7 @@ class OptimizerConfig:
     """After the rise: stay at the peak, or fall linearly to ``final_lr_fraction`` of it at the phase's last step."""
     final_lr_fraction: float = 0.0
     """Where ``linear`` ends, as a fraction of the peak; unused by ``constant``."""
-    grad_clip: float = 1.0
+    grad_clip: float = field(default=1.0, metadata={"inf": "no clipping"})
     """Bound on the global 2-norm of the gradient; a larger gradient is scaled down to it. 1.0 is the field's habit."""
 
     def __post_init__(self) -> None:
@@ -75,6 +75,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _require(self.rank >= 1, f"lora.rank={self.rank}: write 1 or more")
         _require(self.alpha >= 1, f"lora.alpha={self.alpha}: write 1 or more")
+        _require(self.seed >= 0, f"lora.seed={self.seed}: write 0 or more")
 
 
 @dataclass(frozen=True)

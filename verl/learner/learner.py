@@ -218,10 +218,14 @@ class Learner:
         """Return when all that was saved in the background is written. Raises what writing raised. Every rank calls."""
         self._writer.wait()
 
-    def load_checkpoint(self, folder: str | Path) -> None:
-        """Continue exactly where ``save_checkpoint`` was called, on any number of ranks. Collective."""
+    def load_checkpoint(self, folder: str | Path, batches: int | None = None) -> None:
+        """Continue exactly where ``save_checkpoint`` was called, on any number of ranks. Collective.
+
+        ``batches``: the phase is that long from now on, and its schedule with it.
+        """
         folder = Path(folder)
-        phase = self._enter(build(Phase, checkpoint.read_progress(folder / _POLICY)["phase"]))
+        phase: Phase = build(Phase, checkpoint.read_progress(folder / _POLICY)["phase"])
+        phase = self._enter(replace(phase, batches=batches or phase.batches))
         self._reference.prepare(phase)
         self._engine.begin_phase(phase.optimizer, phase.optimizer_steps)
         self._engine.load(folder / _POLICY)

@@ -27,6 +27,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"workers is {self.workers}: write 1 or more")
+        if self.start_timeout_s <= 0:
+            raise UserError(f"start_timeout_s is {self.start_timeout_s}: write seconds above 0")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: training samples, so write more than 0")
         if not 0 < self.top_p <= 1:

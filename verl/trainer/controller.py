@@ -26,6 +26,7 @@ from verl.rollout.interfaces import Sampling
 from verl.tracking import Tracker
 from verl.trainer.alarms import watch
 from verl.trainer.assign import Assigner
+from verl.trainer.background import Background
 from verl.trainer.buffer import GroupBuffer
 from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
@@ -97,6 +98,7 @@ class Controller:
         shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit)
         self._refill = Refill(pool, data.train, config, shaping, sampling, settings.seed)
         self._assigner = Assigner(learners, config, shaping, sampling.temperature)
+        self._writing = Background()
         self.state = LoopState()
         self._shares = BusyShares()
         self._last_step_end = time.monotonic()
@@ -113,6 +115,7 @@ class Controller:
         await self._measure("before")
         await self._train()
         self._ledger.close()
+        await self._writing.settle()
         await self._saver.settle(wait=True)
         await self._measure("after")
         return {**self._summary(), "weights_hash": await self._learners.weights_hash()}
@@ -188,11 +191,9 @@ class Controller:
         state.outstanding, state.next_group = buffer.outstanding(), buffer.next_number
         self._tracker.log(self._global_step(), metrics)
         self._ledger.record(state.step, groups)
-        self._folder.write_trajectories(
-            "train",
-            state.step,
-            episodes_of(groups, "train"),
-            keep=config.keep_trajectory_steps,
+        keep, step = config.keep_trajectory_steps, state.step
+        await self._writing.begin(  # compressed while the next step is played
+            lambda: self._folder.write_trajectories("train", step, episodes_of(groups, "train"), keep=keep)
         )
         self._last_step_end = time.monotonic()
 
@@ -249,6 +250,7 @@ class Controller:
     # -- saving and resuming --
 
     async def _save(self, *, hugging_face: bool) -> None:
+        await self._writing.settle()  # the episodes of every step that a checkpoint holds are on disk
         await self._saver.save(self.state, self._global_step(), hugging_face=hugging_face)
 
     async def _resume(self) -> None:
@@ -265,7 +267,7 @@ class Controller:
             else:  # a newer best had taken its place, in a checkpoint that was damaged since
                 del self.state.best[name]
         if self.state.phase == "train":
-            await self._learners.load(checkpoints[-1])
+            await self._learners.load(checkpoints[-1], batches=self._settings.trainer.steps)  # it may have grown
 
     def _global_step(self) -> int:
         in_train = self.state.phase == "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ class Evaluator:
             check_alive(groups)
             results[decoding.name] = self._describe(groups)
             if keep_in is not None:
-                keep_in.write_trajectories(f"{stage}-{decoding.name}", step, episodes_of(groups, split), keep=1)
+                name, rows = f"{stage}-{decoding.name}", episodes_of(groups, split)
+                await asyncio.to_thread(keep_in.write_trajectories, name, step, rows, keep=1)
         return results
 
 

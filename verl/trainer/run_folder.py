@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from verl.durable import UNFINISHED, sync, write_atomically
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.episodes import ENDING, Episode, read_episodes, write_episodes
@@ -52,21 +54,28 @@ class RunFolder:
             if not folder.is_run and any(path.iterdir()):
                 raise UserError(f"run_dir={path} holds files but no run: fresh=true deletes only run folders")
             shutil.rmtree(path)
-        if folder.config.exists() and folder.config.read_text() != config_yaml:
-            if folder.begun or not folder.is_run:
+        if folder.config.exists() and (recorded := folder.config.read_text()) != config_yaml:
+            if folder.is_run and _grows(recorded, config_yaml):
+                for name in ("summary.json", "after.json", "curves.png"):  # before the configuration: killed between
+                    (path / name).unlink(missing_ok=True)  # the two, the run is still the shorter one
+            elif folder.begun or not folder.is_run:
                 raise UserError(
                     f"run_dir={path} belongs to a run of another configuration (see its config.yaml): "
-                    "choose another run_dir, or write fresh=true to delete it"
+                    "choose another run_dir, or write fresh=true to delete it; trainer.steps alone may grow"
                 )
-            # A start that failed: a mistake that was mended must not need another folder.
-            for name in ("retriever.json", "wandb_id"):
-                (path / name).unlink(missing_ok=True)
+            else:  # a start that failed: a mistake that was mended must not need another folder
+                for name in ("retriever.json", "wandb_id"):
+                    (path / name).unlink(missing_ok=True)
         for directory in (path, *folder._parts):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, config_yaml)
-        for leftover in [*path.glob(f"*{UNFINISHED}"), *folder.checkpoints.glob(f"*{UNFINISHED}")]:
+        for leftover in [left for place in (path, *folder._parts) for left in place.glob(f"*{UNFINISHED}")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return folder
+
+    def finished_as(self, config_yaml: str) -> bool:
+        """Whether a run of this configuration, and not of a shorter one, is finished here."""
+        return (self.path / "summary.json").exists() and self.config.read_text() == config_yaml
 
     @property
     def _parts(self) -> tuple[Path, ...]:
@@ -198,6 +207,17 @@ class RunFolder:
     def disk_bytes(self) -> int:
         """What the folder takes on disk."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _grows(recorded: str, config_yaml: str) -> bool:
+    """Whether the second configuration is the first with more reinforcement steps and nothing else changed."""
+    before, after = yaml.safe_load(recorded), yaml.safe_load(config_yaml)
+    try:
+        longer = after["trainer"]["steps"] > before["trainer"]["steps"]
+        before["trainer"]["steps"] = after["trainer"]["steps"]
+    except (KeyError, TypeError):
+        return False
+    return bool(longer and before == after)
 
 
 def _is_out_of_space(error: BaseException) -> bool:

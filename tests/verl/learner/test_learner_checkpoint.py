@@ -197,3 +197,22 @@ def test_a_kill_between_the_two_renames_loses_nothing(
     with pytest.raises(OSError, match="torn"), checkpoint.written_whole(tmp_path / "saved"):
         raise OSError("torn")
     learner.load_checkpoint(tmp_path / "saved")
+
+
+def test_a_phase_that_grew_goes_on_as_if_it_had_always_been_that_long(
+    model_folder: Path, make_samples: MakeSamples, tmp_path: Path
+) -> None:
+    schedule = OptimizerConfig(learning_rate=1e-3, schedule="linear")
+    short = Learner(model_folder, LearnerConfig(), seed=0)
+    short.begin_phase(Phase(schedule, LossConfig(), 2))
+    for _ in range(2):
+        short.update(make_samples(4))
+    short.save_checkpoint(tmp_path / "end")
+    grown = Learner(model_folder, LearnerConfig(), seed=1)
+    grown.load_checkpoint(tmp_path / "end", batches=4)
+    rates = [grown.update(make_samples(4))["learning_rate"] for _ in range(2)]
+    assert rates == pytest.approx([5e-4, 2.5e-4]), "halfway down a schedule of four steps, not at the end of one of two"
+    grown.save_checkpoint(tmp_path / "grown")
+    again = Learner(model_folder, LearnerConfig(), seed=2)
+    again.load_checkpoint(tmp_path / "grown")
+    assert again.phase.batches == 4

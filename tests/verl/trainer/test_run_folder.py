@@ -171,3 +171,29 @@ def test_trajectories_with_what_json_cannot_say_are_written_all_the_same(tmp_pat
     [read] = folder.read_trajectories("train", 1)
     assert read.segments[0].text == trajectory.segments[0].text
     assert not math.isfinite(read.segments[1].logprobs[0])
+
+
+SHORT, LONG = "seed: 0\ntrainer:\n  steps: 4\n", "seed: 0\ntrainer:\n  steps: 6\n"
+
+
+def test_more_steps_on_the_same_folder_go_on_from_what_stands_there(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", SHORT)
+    checkpoint(folder, 4)
+    for name in ("summary.json", "before.json", "after.json"):
+        folder.write_json(name, {"steps": 4})
+    assert folder.finished_as(SHORT)
+    assert not folder.finished_as(LONG)
+    longer = make(tmp_path / "run", LONG)
+    assert [path.name for path in longer.resumable()] == ["step_000004"]
+    assert [name for name in ("summary.json", "before.json", "after.json") if longer.read_json(name)] == ["before.json"]
+    assert longer.config.read_text() == LONG
+
+
+@pytest.mark.parametrize("other", [LONG, LONG.replace("0", "1"), "seed: 0\n", LONG.replace("6", "3")])
+def test_fewer_steps_or_anything_else_is_another_run(other: str, tmp_path: Path) -> None:
+    recorded = LONG.replace("6", "9")
+    folder = make(tmp_path / "run", recorded)
+    folder.write_json("summary.json", {"steps": 9})
+    with pytest.raises(UserError, match=r"another configuration.*trainer\.steps alone may grow"):
+        make(tmp_path / "run", other)
+    assert folder.finished_as(recorded)
