@@ -34,3 +34,15 @@ def refuse(faults: Iterable[str]) -> None:
     """Raise UserError with every fault, each once and on a line of its own; nothing happens if there is none."""
     if lines := list(dict.fromkeys(faults)):
         raise UserError("\n".join(lines))
+
+
+def require(holds: bool, key: str, value: object, remedy: str) -> None:
+    """Raise a UserError that names the key, its value and the remedy unless ``holds``."""
+    if not holds:
+        raise UserError(f"{key}={'null' if value is None else value}: {remedy}")
+
+
+def at_least(config: object, minimum: int, *keys: str) -> None:
+    """Raise a UserError for the first of these keys of ``config`` that is below ``minimum``."""
+    for key in keys:
+        require(getattr(config, key) >= minimum, key, getattr(config, key), f"write {minimum} or more")

@@ -23,7 +23,15 @@ from search_agent.grid import run_grid
 from search_agent.grid_report import draw_curves
 from search_agent.members import Member, plan_grid
 
-PRESETS = ("quickstart", "quickstart_ppo", "quickstart_rloo", "quickstart_dapo", "quickstart_gspo", "quickstart_lora")
+PRESETS = (
+    "quickstart",
+    "quickstart_ppo",
+    "quickstart_rloo",
+    "quickstart_dapo",
+    "quickstart_gspo",
+    "quickstart_gdpo",
+    "quickstart_lora",
+)
 GOOD = 0.90
 PICTURE = ROOT / "docs" / "results" / "algorithms.png"
 

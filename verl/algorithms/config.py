@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Literal
 
-from verl.errors import UserError
+from verl.errors import require
 
 AdvantageName = Literal[
     "grpo",
@@ -35,12 +35,6 @@ PUBLISHED_CLIP: Mapping[LossName, tuple[float, float]] = {"gspo": (3e-4, 4e-4), 
 """(clip_low, clip_high) of the losses whose paper does not use PPO's 0.2."""
 SEQUENCE_MEAN_LOSSES: frozenset[LossName] = frozenset({"gspo", "gmpo", "sapo", "kto"})
 """Losses whose paper averages over sequences; gmpo and kto have no meaning under another aggregation."""
-
-
-def require(holds: bool, key: str, value: object, remedy: str) -> None:
-    """Raise a UserError that names the key, its value and the remedy unless ``holds``."""
-    if not holds:
-        raise UserError(f"{key}={'null' if value is None else value}: {remedy}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from verl.algorithms.config import KlEstimator, require
+from verl.algorithms.config import KlEstimator
+from verl.errors import require
 
 
 @dataclass(frozen=True)

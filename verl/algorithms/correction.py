@@ -35,8 +35,8 @@ def importance_correction(
     Truncation: Yao et al. 2025 (token), Espeholt et al. 2018 (the idea); band: IcePop (Ling team 2025). A token whose
     rollout log-prob is not a finite number says nothing of the engine: its weight is 0, it counts as no disagreement,
     and ``rollout_unknown`` is the share of such tokens. Other marks: the absolute gap of log-probs, KL(rollout || old)
-    by k3, w and w^2 (``metrics.summarize`` makes the effective sample size of them), and the shares of tokens that the
-    mode changed and that were rejected with their sequence.
+    by k3, w and w^2 (``marks.final_metrics`` makes the effective sample size of them), and the shares of tokens that
+    the mode changed and that were rejected with their sequence.
     """
     known = rollout_logprobs.isfinite()
     difference = (old_logprobs - rollout_logprobs).where(known, 0.0).detach()

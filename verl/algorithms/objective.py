@@ -2,7 +2,7 @@
 
 The learner calls ``policy_objective`` on each micro-batch, runs backward on ``loss`` as it is (no division by the
 number of micro-batches or ranks), and adds losses, gradients and metrics over micro-batches and ranks: the sums are
-the global values. ``metrics.summarize`` then makes the few metrics that are not sums.
+the global values. ``marks.final_metrics`` then makes the few metrics that are not sums.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from verl.algorithms.correction import importance_correction, off_policy_mask
 from verl.algorithms.displacement import displacement_guard
 from verl.algorithms.kl import kl_estimate
 from verl.algorithms.losses import Loss, cispo, ppo_clip, reinforce, sapo, weighted_nll
-from verl.algorithms.metrics import batch_marks
+from verl.algorithms.marks import batch_marks
 from verl.algorithms.sequence_losses import gmpo, gspo, kto
 from verl.algorithms.tokens import PolicyTokens, Totals
 

@@ -1,4 +1,4 @@
-"""The door: policy tokens gathered out of packed sequences, and sums over the sequences they belong to."""
+"""What a loss sees: policy tokens alone, and sums over the sequences they belong to."""
 
 from __future__ import annotations
 
@@ -65,18 +65,6 @@ class PolicyTokens:
         if value is None:
             raise ValueError(f"the loss reads {name}, and it is None")
         return value
-
-
-def gather_policy(policy_mask: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
-    """Pick the policy tokens out of packed ``[tokens]`` tensors; the mask is bool ``[tokens]``. Order is kept."""
-    return tuple(tensor[policy_mask] for tensor in packed)
-
-
-def scatter_policy(policy_mask: Tensor, values: Tensor) -> Tensor:
-    """The inverse of ``gather_policy``: ``[n]`` values back to ``[tokens]``, 0 where the mask is False."""
-    packed = values.new_zeros(policy_mask.shape)
-    packed[policy_mask] = values
-    return packed
 
 
 def policy_spans(policy_mask: Tensor, sequence_index: Tensor) -> Tensor:

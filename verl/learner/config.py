@@ -9,14 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from verl.algorithms.config import ValueLossConfig
-from verl.errors import UserError
+from verl.errors import at_least, require
 
 Precision = Literal["float32", "bfloat16", "float64"]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
 
 
 @dataclass(frozen=True)
@@ -39,15 +34,11 @@ class OptimizerConfig:
     """Bound on the global 2-norm of the gradient; a larger gradient is scaled down to it. 1.0 is the field's habit."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate}: write a number above 0")
-        _require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"betas={list(self.betas)}: write two numbers in [0, 1)",
-        )
-        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: write 0 or more")
-        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: write 0 or more")
-        _require(0 <= self.final_lr_fraction <= 1, f"final_lr_fraction={self.final_lr_fraction}: write 0 to 1")
-        _require(self.grad_clip > 0, f"grad_clip={self.grad_clip}: write a number above 0 (inf for no clipping)")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "write a number above 0")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "write two numbers in [0, 1)")
+        at_least(self, 0, "weight_decay", "warmup_steps")
+        require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", self.final_lr_fraction, "write 0 to 1")
+        require(self.grad_clip > 0, "grad_clip", self.grad_clip, "write a number above 0 (inf for no clipping)")
 
 
 @dataclass(frozen=True)
@@ -73,9 +64,9 @@ class LoraConfig:
         return self.alpha / self.rank
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, f"lora.rank={self.rank}: write 1 or more")
-        _require(self.alpha >= 1, f"lora.alpha={self.alpha}: write 1 or more")
-        _require(self.seed >= 0, f"lora.seed={self.seed}: write 0 or more")
+        require(self.rank >= 1, "lora.rank", self.rank, "write 1 or more")
+        require(self.alpha >= 1, "lora.alpha", self.alpha, "write 1 or more")
+        require(self.seed >= 0, "lora.seed", self.seed, "write 0 or more")
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,6 @@ class LearnerConfig:
     """Steps in a row that a non-finite loss or gradient may skip; one more raises ``NonFiniteError``."""
 
     def __post_init__(self) -> None:
-        for key in ("max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks"):
-            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)}: write 1 or more")
-        _require(self.shard_ranks is None or self.shard_ranks >= 1, f"shard_ranks={self.shard_ranks}: write 1 or more")
-        _require(self.max_skipped_steps >= 0, f"max_skipped_steps={self.max_skipped_steps}: write 0 or more")
+        at_least(self, 1, "max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks")
+        require(self.shard_ranks is None or self.shard_ranks >= 1, "shard_ranks", self.shard_ranks, "write 1 or more")
+        at_least(self, 0, "max_skipped_steps")

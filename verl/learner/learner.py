@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from verl.algorithms.config import KlEstimator
-from verl.algorithms.metrics import summarize
+from verl.algorithms.marks import final_metrics
 from verl.config.build import build, to_dict
 from verl.data.samples import TrainingSample
 from verl.learner import checkpoint, export
@@ -117,7 +117,7 @@ class Learner:
         if self._critic is not None and phase.advantage is not None:
             samples, targets, explained = self._critic.advantages(samples, phase.advantage)
             extra = {**self._critic.update(samples, targets), "critic_explained_variance": explained}
-        return {**summarize(self._training.update(samples, phase, temperature)), **extra}
+        return {**final_metrics(self._training.update(samples, phase, temperature)), **extra}
 
     def logprobs(
         self, samples: Sequence[TrainingSample], temperature: float = 1.0, *, reference: bool = False

@@ -1,12 +1,16 @@
-"""Collapse alarms in the loop: a warning when one begins, a metric while it sounds, its state with the run's."""
+"""Collapse alarms: a state machine over the step metrics that says when training looks like failing.
+
+Each signal is smoothed, compared with its bound, and sounds once it has stayed beyond it for ``patience_steps`` steps
+in a row, and again each step until it returns. An absent signal (no good sample in a step, say) leaves its state as
+it is. The state is plain data, saved with the run's: it resumes.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 
-from verl.algorithms.alarms import AlarmState, Signal, observe
 from verl.algorithms.control_config import AlarmConfig
 from verl.trainer.state import LoopState
 
@@ -14,6 +18,68 @@ log = logging.getLogger(__name__)
 
 MIN_CALLS = 8
 """Fewer calls that all show nothing may be chance, and a young policy asks nonsense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One smoothed metric."""
+
+    mean: float
+    best: float
+    """The highest smoothed value so far."""
+    beyond_steps: int = 0
+    """Steps in a row beyond the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmState:
+    """Signals by metric name; empty at the start of a run."""
+
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+
+
+def observe(state: AlarmState, metrics: Mapping[str, float], config: AlarmConfig) -> tuple[AlarmState, dict[str, str]]:
+    """The next state, and by metric name the message of each alarm that sounds.
+
+    Reads ``good_logprob``, ``entropy``, ``kl_old``, ``kl_reference`` (as ``marks.final_metrics`` names them) and
+    ``uniform_groups``.
+    """
+    signals = dict(state.signals)
+    alarms: dict[str, str] = {}
+    for name in ("good_logprob", "entropy", "kl_old", "kl_reference", "uniform_groups"):
+        if name not in metrics:
+            continue
+        signal = _smooth(signals.get(name), metrics[name], config)
+        complaint = _complaint(name, signal, config)
+        signal = replace(signal, beyond_steps=signal.beyond_steps + 1 if complaint else 0)
+        signals[name] = signal
+        if signal.beyond_steps >= config.patience_steps:
+            alarms[name] = f"{complaint} for {signal.beyond_steps} steps"
+    return AlarmState(signals), alarms
+
+
+def _smooth(past: Signal | None, value: float, config: AlarmConfig) -> Signal:
+    if past is None:
+        return Signal(value, value)
+    mean = config.smoothing * past.mean + (1 - config.smoothing) * value
+    return Signal(mean, max(past.best, mean), past.beyond_steps)
+
+
+def _complaint(name: str, signal: Signal, config: AlarmConfig) -> str:
+    """What is wrong with the signal, empty if nothing is."""
+    value = signal.mean
+    match name:
+        case "good_logprob" if value < signal.best - config.good_logprob_drop:
+            return f"good samples grow unlikely: log-prob a token {value:.3f}, {signal.best:.3f} at best"
+        case "entropy" if value < config.entropy_below:
+            return f"the policy stopped exploring: entropy {value:.4f} nats, below {config.entropy_below}"
+        case "entropy" if value > config.entropy_above:
+            return f"the policy is losing its language: entropy {value:.3f} nats, above {config.entropy_above}"
+        case "kl_old" | "kl_reference" if value > config.kl_above:
+            return f"the policy runs away: {name} {value:.3f} nats, above {config.kl_above}"
+        case "uniform_groups" if value > config.uniform_groups_above:
+            return f"groups have nothing to compare: {value:.0%} have equal rewards"
+    return ""
 
 
 def watch(metrics: Mapping[str, float], state: LoopState, config: AlarmConfig) -> dict[str, float]:

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
 from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 from verl.learner.config import OptimizerConfig
 from verl.rollout.interfaces import Sampling
-
-
-def _at_least(config: object, minimum: int, *keys: str) -> None:
-    for key in keys:
-        if getattr(config, key) < minimum:
-            raise UserError(f"{key} is {getattr(config, key)}: write {minimum} or more")
 
 
 @dataclass(frozen=True)
@@ -35,8 +29,8 @@ class WarmupConfig:
     """The warm-up's own optimizer; reinforcement starts with a fresh one."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "steps")
-        _at_least(self, 1, "sequences_per_step", "save_every_steps")
+        at_least(self, 0, "steps")
+        at_least(self, 1, "sequences_per_step", "save_every_steps")
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,8 @@ class TrainerConfig:
         return self.loss.for_staleness(self.max_staleness)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "prompts_per_step", "samples_per_prompt", "save_every_steps")
-        _at_least(self, 1, "keep_checkpoints")
-        _at_least(self, 0, "max_staleness", "keep_trajectory_steps")
+        at_least(self, 1, "steps", "prompts_per_step", "samples_per_prompt", "save_every_steps", "keep_checkpoints")
+        at_least(self, 0, "max_staleness", "keep_trajectory_steps")
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class DecodingConfig:
             raise UserError(f"temperature is {self.temperature}: write 0 or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: write a number in (0, 1]")
-        _at_least(self, 1, "samples")
+        at_least(self, 1, "samples")
         if self.temperature == 0 and self.samples > 1:
             raise UserError(f"samples is {self.samples} with temperature=0: they would all be alike; write 1")
 
@@ -149,7 +142,7 @@ class EvaluationConfig:
     set>``, ``reward``, or any part of the reward."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "every_steps")
+        at_least(self, 1, "every_steps")
         names = [decoding.name for decoding in self.decodings]
         if not names or len(set(names)) < len(names):
             raise UserError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from verl.algorithms.tokens import PolicyTokens, Totals, gather_policy, policy_spans
+from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
 
 # p = prompt, g = generated, o = observation; one string a sequence, in packed order.
 LAYOUT = ("pggoogg", "ppgggg", "pgogog", "pppg", "pggggoog", "pgggg")
@@ -46,7 +46,7 @@ def packed() -> dict[str, Tensor]:
 def batch(packed: dict[str, Tensor]) -> PolicyTokens:
     """The packed batch through the door: its policy tokens, ``logprobs`` a leaf that wants gradient."""
     mask, sequence = packed["policy_mask"], packed["sequence"]
-    columns = dict(zip(COLUMNS, gather_policy(mask, *(packed[name] for name in COLUMNS)), strict=True))
+    columns = {name: packed[name][mask] for name in COLUMNS}
     columns["logprobs"] = columns["logprobs"].clone().requires_grad_()
     return PolicyTokens(**columns, sequence=sequence[mask], span=policy_spans(mask, sequence))
 

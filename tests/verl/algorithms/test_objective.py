@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verl.algorithms.config import Aggregation, CorrectionConfig, GuardConfig, LossConfig, LossName
 from verl.algorithms.objective import LOSSES, get_loss, policy_objective
-from verl.algorithms.tokens import PolicyTokens, Totals, gather_policy, policy_spans
+from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
 
 NAMES: tuple[LossName, ...] = get_args(LossName)
 CORRECTIONS = (
@@ -82,7 +82,7 @@ def test_observations_change_nothing(
     leaf = packed["logprobs"].clone().requires_grad_()
     present = {item.name: packed[item.name] for item in fields(PolicyTokens) if packed.get(item.name) is not None}
     columns = present | {"logprobs": leaf}
-    gathered = dict(zip(columns, gather_policy(mask, *columns.values()), strict=True))
+    gathered = {name: column[mask] for name, column in columns.items()}
     gapped = policy_objective(PolicyTokens(**gathered, span=policy_spans(mask, sequence)), totals, config)
     slope = torch.autograd.grad(gapped.loss, leaf)[0]
     compact = policy_objective(batch, totals, config)

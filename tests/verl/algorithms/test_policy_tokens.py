@@ -1,21 +1,11 @@
-"""The door: gather, scatter and spans."""
+"""Policy tokens: spans, runs, shapes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from verl.algorithms.tokens import PolicyTokens, gather_policy, policy_spans, run_mean, runs, scatter_policy
-
-
-def test_gather_then_scatter_keeps_policy_tokens_and_zeroes_the_rest(packed: dict[str, Tensor]) -> None:
-    mask, values = packed["policy_mask"], packed["old_logprobs"]
-    (gathered,) = gather_policy(mask, values)
-    assert gathered.shape == (int(mask.sum()),)
-    back = scatter_policy(mask, gathered)
-    assert torch.equal(back[mask], values[mask])
-    assert not back[~mask].any()
+from verl.algorithms.tokens import PolicyTokens, policy_spans, run_mean, runs
 
 
 def test_spans_end_at_observations_and_at_sequences() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from verl.algorithms.alarms import AlarmState, observe
 from verl.algorithms.control_config import AlarmConfig
+from verl.trainer.alarms import AlarmState, observe
 
 CONFIG = AlarmConfig(smoothing=0.5, patience_steps=3)
 

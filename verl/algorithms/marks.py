@@ -1,4 +1,4 @@
-"""Metrics that add up over micro-batches and ranks, and what is made of the sums at the end."""
+"""Marks: metrics that add up over micro-batches and ranks, and what is made of the sums at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl.algorithms.tokens import PolicyTokens
 
 def batch_marks(tokens: PolicyTokens) -> dict[str, Tensor]:
     """Marks of any loss, ``[n]`` detached: the share of tokens of good samples (advantage above 0), their log-probs,
-    and how far those moved since the start of the batch; the numerators and the denominator of ``summarize``."""
+    and how far those moved since the start of the batch; the numerators and the denominator of ``final_metrics``."""
     logprobs = tokens.logprobs.detach()
     good = (tokens.advantages > 0).to(logprobs.dtype)
     return {
@@ -21,7 +21,7 @@ def batch_marks(tokens: PolicyTokens) -> dict[str, Tensor]:
     }
 
 
-def summarize(sums: Mapping[str, float]) -> dict[str, float]:
+def final_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Final metrics from the sums over micro-batches and ranks. Call once an update.
 
     ``good_logprob`` and ``good_logprob_change`` become means over tokens of good samples, and are left out where there
