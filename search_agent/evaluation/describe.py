@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_agent.doubts import doubts
+from search_agent.evaluation.diagnostics import diagnose, read_from_parts, summarise
 from search_agent.evaluation.statistics import Interval, bootstrap, wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
 
 _SCORES = ("em", "f1", "cover")
+_EVIDENCE = {
+    "evidence/found": "evidence_found",
+    "evidence/right_without": "right_without_evidence",
+    "evidence/answered_without": "answered_without_evidence",
+    "evidence/wrong_with": "wrong_with_evidence",
+    "evidence/duplicate_queries": "duplicate_queries",
+}
 _HOPS = {1: "one_hop", 2: "two_hop", 3: "three_hop", 4: "four_hop"}
 
 
@@ -19,6 +27,7 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
 
     ``em`` and, where tasks say their ``hops``, ``em_one_hop``, ``em_two_hop`` ... each with ``<name>_interval``
     (95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured;
+    ``evidence/...``, what the searches brought (``search_agent.evaluation.diagnostics``; over all episodes);
     ``warnings``, what makes all of it meaningless.
     Where tasks come from several data sets (``data_source``), ``em/<set>``, ``f1/<set>`` and ``cover/<set>``, and
     ``em/mean`` and so on: the mean over sets, which is what papers report.
@@ -44,8 +53,20 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
             result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = sum(map(len, hits))
+    result |= evidence(groups)
     result["warnings"] = doubts(result)
     return result
+
+
+def evidence(groups: Sequence[Group]) -> dict[str, float]:
+    """What searches brought; nothing where no task can be judged."""
+    diagnoses = [
+        diagnose(group.task, episode, read_from_parts(episode), right=episode.reward_parts.get("em") == 1)
+        for group in groups
+        for episode in group.trajectories
+    ]
+    found = summarise(diagnoses)
+    return {key: found[name] for key, name in _EVIDENCE.items() if name in found}
 
 
 def _interval(hits: Sequence[Sequence[float]]) -> Interval:

@@ -91,6 +91,12 @@ def diagnose(task: Task, trajectory: Trajectory, reading: Reading, *, right: boo
     )
 
 
+def read_from_parts(trajectory: Trajectory) -> Reading:
+    """Whether there was an answer, as the reward's parts have it: all that is known where no protocol is at hand."""
+    answered = trajectory.reward_parts.get("answered") == 1
+    return Reading("" if answered else None, (), (), (), False)
+
+
 def _searched(call: ToolCall, gain: float | None, duplicate: bool) -> Searched:
     return Searched(
         query=call.request,

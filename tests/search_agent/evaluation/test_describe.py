@@ -7,7 +7,7 @@ import pytest
 from search_agent.evaluation.describe import describe
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
-from verl.trajectory import Trajectory
+from verl.trajectory import ToolCall, ToolResult, Trajectory
 
 
 def group(number: int, source: str | None, em: float, f1: float = 0.5, outcome: str = "finished") -> Group:
@@ -42,3 +42,22 @@ def test_one_data_set_is_not_told_apart(source: str | None) -> None:
     found = describe([group(0, source, 1), group(1, source, 0)])
     assert not [key for key in found if "/" in key]
     assert found["em_one_hop"] == 0.5
+
+
+def test_what_searches_brought_is_said_over_all_episodes() -> None:
+    task = Task("q", "q", ("Ashby",), {"supporting_ids": ["a"]})
+    found, failed = Trajectory("q", 0, reward=0.0), Trajectory("q", 1, outcome="aborted")
+    for trajectory in (found, failed):
+        trajectory.append_prompt([1], "q")
+    for query in ("x", "X"):
+        found.append_generated([2], "a", [0.0], [0], "stop")
+        found.append_observation([3], "text", [ToolCall("search", query, (ToolResult("a", 1.0),))])
+    found.outcome, found.reward_parts = "finished", {"em": 0.0, "f1": 0.0, "answered": 1.0}
+    said = describe([Group(0, task, [found, failed])])
+    assert {key: value for key, value in said.items() if key.startswith("evidence/")} == {
+        "evidence/found": 0.5,
+        "evidence/right_without": 0.0,
+        "evidence/answered_without": 0.0,
+        "evidence/wrong_with": 0.5,
+        "evidence/duplicate_queries": 0.5,
+    }
