@@ -113,23 +113,6 @@ class DenseConfig(EncoderConfig):
 
 
 @dataclass(frozen=True)
-class ColbertConfig:
-    """A ColBERT over a corpus small enough to search every token of it."""
-
-    model: str
-    """Folder or hub name of a Hugging Face ColBERT, saved by ColBERT itself or by PyLate."""
-    query_tokens: int = 32
-    """Tokens of a query, filled up with masks as ColBERT does; 32 is what ColBERTv2 was trained with."""
-    passage_tokens: int = 180
-    """Tokens of a passage; a longer one is cut. 180 is what ColBERTv2 was trained with."""
-
-    def __post_init__(self) -> None:
-        for key in ("query_tokens", "passage_tokens"):
-            if getattr(self, key) < 8:
-                raise UserError(f"{key}: {getattr(self, key)} is below 8; give 8 or more")
-
-
-@dataclass(frozen=True)
 class RerankConfig:
     """A model that reads the text of the first hits and puts them in a new order."""
 
@@ -141,8 +124,8 @@ class RerankConfig:
     depth: int = 50
     """Hits that it judges for each query, and so the most that a search returns; cost grows with it."""
     max_tokens: int = 512
-    """Tokens of query and passage together (of a passage alone, with a ColBERT); a longer passage is cut. Encoders of
-    the BERT family read 512."""
+    """Tokens of query and passage together (of a passage alone, with a ColBERT); the longer of the two is cut. Encoders
+    of the BERT family read 512."""
 
     def __post_init__(self) -> None:
         for key in ("depth", "max_tokens"):
@@ -159,14 +142,12 @@ class ServerConfig:
     none."""
     index: Path | None = None
     """Folder of a built index; without one, a small corpus is indexed in memory at start."""
-    backend: Literal["bm25", "dense", "hybrid", "colbert"] | Plugin = "bm25"
-    """What ranks: words, vectors, both by reciprocal rank fusion, or token vectors; BM25 needs no model and no GPU. Or
+    backend: Literal["bm25", "dense", "hybrid"] | Plugin = "bm25"
+    """What ranks: words, vectors, or both by reciprocal rank fusion; BM25 needs no model and no GPU. Or
     that of others, by import path: ``backend.plugin=search_agent.retrieval.backends.web``, or ``opensearch``,
     ``qdrant``, ``lucene`` there, or a module of yours."""
     dense: DenseConfig | None = None
     """The encoder of a dense or hybrid back end (``dense.model=...``, ``dense.family=...``)."""
-    colbert: ColbertConfig | None = None
-    """The model of ``backend=colbert`` (``colbert.model=...``)."""
     filters: tuple[str, ...] = ()
     """Fields of the corpus (at the top of a row or under ``metadata``) by which a request's ``options`` may select
     passages; held in memory, 4 bytes a passage each."""
@@ -215,11 +196,9 @@ class ServerConfig:
             raise UserError("corpus: missing; write corpus=FILE, or backend.plugin=MODULE for one with passages")
         if self.filters and isinstance(self.backend, Plugin):
             raise UserError("filters: only back ends of ours have them; remove filters=")
-        for group, backends in (("dense", ("dense", "hybrid")), ("colbert", ("colbert",))):
-            given = getattr(self, group) is not None
-            if given != (self.backend in backends):
-                needs = "has no" if given else "needs an"
-                name = self.backend.module if isinstance(self.backend, Plugin) else self.backend
-                raise UserError(f"{group}: backend={name} {needs} encoder; see {group}.model")
+        if (self.dense is not None) != (self.backend in ("dense", "hybrid")):
+            name = self.backend.module if isinstance(self.backend, Plugin) else self.backend
+            needs = "has no" if self.dense is not None else "needs an"
+            raise UserError(f"dense: backend={name} {needs} encoder; see dense.model")
         if self.shards > 1 and (self.backend != "bm25" or self.rerank is not None):
             raise UserError("shards: only backend=bm25 without rerank can be cut; start several replicas instead")

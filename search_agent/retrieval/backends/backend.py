@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import orjson
@@ -37,6 +39,18 @@ class Backend(Protocol):
     def manifest(self) -> dict[str, Any]:
         """What it is and how it is set, JSON-ready: all that may change an answer."""
         ...
+
+
+def cut(query: str, max_terms: int) -> str:
+    """The query up to this many terms, however a server of others counts them: words, and each sign of other scripts.
+
+    They refuse what has more, and a model may write any number.
+    """
+    ends = [term.end() for term in islice(_terms(query), max_terms)]
+    return query[: ends[-1]] if ends else query
+
+
+_terms = re.compile(r"[a-zA-Z0-9_]+|[^\sa-zA-Z0-9_]").finditer
 
 
 @runtime_checkable

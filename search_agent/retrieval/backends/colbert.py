@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
+from search_agent.retrieval.backends.encoder import refused
 from search_agent.retrieval.config import RerankConfig
 from verl.errors import UserError
 
@@ -64,6 +65,7 @@ class Colbert:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{key}.model: {model} cannot be loaded as a ColBERT: {first}") from error
         self._model = loaded.to(self._device).eval()
+        self.dtype = str(dtype).removeprefix("torch.")
         self.dimensions = int(self._projection.shape[0])
         self._attend_to_masks = convention.attend_to_masks
         self._markers = [self._id_of(mark, model, key) for mark in (convention.query_marker, convention.passage_marker)]
@@ -136,6 +138,9 @@ class ColbertJudge:
 
     def __init__(self, config: RerankConfig) -> None:
         self._model = Colbert(config.model, QUERY_TOKENS, config.max_tokens, "rerank")
+        self.dtype = self._model.dtype
+        with refused(f"rerank.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+            self.judge(["0 " * QUERY_TOKENS], [["0 " * config.max_tokens]])
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
         """See ``rerank.Judge``; a passage that several queries found is encoded once."""

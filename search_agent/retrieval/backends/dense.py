@@ -6,6 +6,7 @@ they were made; vectors made in another way are refused rather than searched. Im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from search_agent.retrieval.config import DenseConfig
 from search_agent.retrieval.index import index_files
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.index.progress import Progress
+from verl.durable import sync
 from verl.errors import UserError
 
 CHUNK_PASSAGES = 512
@@ -99,15 +101,14 @@ def open_dense(config: DenseConfig, folder: Path, documents: Documents, document
         "max_tokens": config.max_tokens,
         "dimensions": encoder.dimensions,
     }
+    settings: dict[str, Any] = {**made, "probes": config.probes, "dtype": encoder.dtype}
     if config.vectors is not None:
-        index = faiss.read_index(str(config.vectors), faiss.IO_FLAG_MMAP)
-        settings = {**made, "index": config.vectors.name, "probes": config.probes}
+        index = _read_index(config.vectors, faiss.IO_FLAG_MMAP)
+        settings |= {"index": config.vectors.name, "sample": index_files.sample_of(config.vectors)}
     else:
         home = folder / ("dense-" + Path(config.model).name)
-        settings = {**made, "index": config.index, "probes": config.probes}
-        with index_files.exclusive(home):
-            vectors = _vectors(home, made, documents, documents_hash, encoder)
-            index = _index(home, config.index, vectors)
+        index, dtype = _own_index(home, config.index, {**made, "documents": documents_hash}, documents, encoder)
+        settings |= {"index": config.index, "vectors": dtype}
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise UserError(f"dense.vectors: {config.vectors} compares by distance; build it for the inner product")
     if index.ntotal != len(documents) or index.d != encoder.dimensions:
@@ -135,11 +136,41 @@ def spread(index: Any, gpus: int) -> Any:
         raise UserError(f"dense.gpus={gpus}: FAISS has no {kind} on GPUs; write dense.gpus=0") from error
 
 
-def _vectors(home: Path, made: dict[str, Any], documents: Documents, digest: str, encoder: Encoder) -> Vectors:
-    """``[documents, dimensions]`` float32, mapped; goes on where an interrupted run stopped."""
-    home.mkdir(parents=True, exist_ok=True)
-    index_files.claim(home, {**made, "documents": digest})
-    path = home / "vectors.f32"
+def _read_index(path: Path, flags: int = 0) -> Any:
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        fault = "is no FAISS index" if path.is_file() else "is not there"
+        raise UserError(f"dense.vectors: {path} {fault}; give a file that faiss.write_index wrote") from error
+
+
+def _own_index(
+    home: Path, factory: str, made: dict[str, Any], documents: Documents, encoder: Encoder
+) -> tuple[Any, str]:
+    """The FAISS index over vectors of ours, and what they were computed in; both are made where they are missing.
+
+    A flat index is made from the vectors at every start, others are kept.
+    """
+    path, kept = home / "vectors.f32", home / f"{factory.replace('/', '_')}.faiss"
+    shape = (len(documents), encoder.dimensions)
+    is_whole = path.exists() and path.stat().st_size == 4 * math.prod(shape) and (home / index_files.MANIFEST).exists()
+    if not is_whole or (factory != "Flat" and not kept.exists()):
+        with index_files.exclusive(home):
+            index_files.claim(home, made, encoder.dtype)
+            _encode(path, documents, encoder)
+            if factory != "Flat" and not kept.exists():
+                partial = kept.with_suffix(".partial")
+                faiss.write_index(make_index(factory, np.memmap(path, np.float32, "r", shape=shape)), str(partial))
+                sync(partial)
+                partial.replace(kept)
+    dtype = index_files.claim(home, made, encoder.dtype)
+    if factory == "Flat":
+        return make_index(factory, np.memmap(path, np.float32, "r", shape=shape)), dtype
+    return _read_index(kept), dtype
+
+
+def _encode(path: Path, documents: Documents, encoder: Encoder) -> None:
+    """Write ``[documents, dimensions]`` float32; goes on where an interrupted run stopped."""
     row_bytes = 4 * encoder.dimensions
     progress = Progress("encoding")
     with path.open("ab") as file:
@@ -150,19 +181,6 @@ def _vectors(home: Path, made: dict[str, Any], documents: Documents, digest: str
             file.write(encoder.encode_passages([documents.parsed(n)["contents"] for n in numbers]).tobytes())
             file.flush()
             progress.show(numbers.stop, numbers.stop / len(documents))
-    return np.memmap(path, np.float32, "r", shape=(len(documents), encoder.dimensions))
-
-
-def _index(home: Path, factory: str, vectors: Vectors) -> Any:
-    """The FAISS index over the vectors: a flat one is made from them at every start, others are kept."""
-    if factory == "Flat":
-        return make_index(factory, vectors)
-    path = home / f"{factory.replace('/', '_')}.faiss"
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        faiss.write_index(make_index(factory, vectors), str(partial))
-        partial.replace(path)
-    return faiss.read_index(str(path))
 
 
 def make_index(factory: str, vectors: Vectors) -> Any:
@@ -173,10 +191,15 @@ def make_index(factory: str, vectors: Vectors) -> Any:
         raise UserError(
             f"dense.index: {factory!r} is no FAISS factory string; write Flat, IVF4096,SQ8 or HNSW32"
         ) from error
-    if not index.is_trained:
-        index.train(_sample(vectors))
-    for start in range(0, len(vectors), TRAINING_VECTORS):
-        index.add(np.ascontiguousarray(vectors[start : start + TRAINING_VECTORS]))
+    try:
+        if not index.is_trained:
+            index.train(_sample(vectors))
+        for start in range(0, len(vectors), TRAINING_VECTORS):
+            index.add(np.ascontiguousarray(vectors[start : start + TRAINING_VECTORS]))
+    except RuntimeError as error:  # more lists or codes than there are vectors
+        raise UserError(
+            f"dense.index: {factory} cannot be made of {len(vectors)} vectors; write Flat, or fewer lists"
+        ) from error
     return index
 
 

@@ -6,7 +6,8 @@ Importing this module imports torch and transformers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,18 @@ CONVENTIONS = {
 }
 
 
+@contextmanager
+def refused(fault: str) -> Iterator[None]:
+    """What a model must be able to do, tried at the start: later it would fail on what somebody asks.
+
+    Raises UserError with ``fault`` if it fails.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise UserError(f"{fault} ({str(error).splitlines()[0][:200]}); give fewer") from error
+
+
 class Encoder:
     """One model, in float32 on a CPU and float16 on a GPU."""
 
@@ -61,6 +74,10 @@ class Encoder:
             ) from error
         self._model = model.to(self._device).eval()
         self.dimensions = int(model.config.hidden_size)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        """What it computes in: vectors differ a little between a GPU and a CPU."""
+        with refused(f"{key}.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+            self.encode_queries(["0 " * config.max_tokens])
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """``[texts, dimensions]`` float32."""
@@ -91,7 +108,7 @@ class Encoder:
             vectors = states[:, 0]
         else:
             mask = inputs["attention_mask"].unsqueeze(-1).float()
-            vectors = (states * mask).sum(1) / mask.sum(1)
+            vectors = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         if self.convention.normalise:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         result: Vectors = vectors.cpu().numpy()

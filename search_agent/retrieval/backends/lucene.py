@@ -15,10 +15,13 @@ from typing import Any
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Hit, cut
 from search_agent.retrieval.backends.http import passage_hit
 from search_agent.retrieval.index.documents import Documents
 from verl.errors import InfrastructureError, UserError
+
+MAX_CLAUSES = 1024
+"""Terms that a Boolean query of Lucene may have."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Lucene:
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """See ``Backend.search``; scores and their order are Lucene's."""
         names = [str(number) for number in range(len(queries))]
-        found = self._searcher.batch_search(list(queries), names, k=k, threads=self._config.threads)
+        asked = [cut(query, MAX_CLAUSES) for query in queries]
+        found = self._searcher.batch_search(asked, names, k=k, threads=self._config.threads)
         return [[self._hit(place, hit) for place, hit in enumerate(found.get(name, []))] for name in names]
 
     def _hit(self, place: int, hit: Any) -> Hit:

@@ -10,6 +10,8 @@ this module imports numba (about a second); compiled code is kept on disk.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 import numpy as np
 
@@ -19,6 +21,25 @@ from search_agent.retrieval.index.postings import Batch, Found, Postings, Range
 WINDOW = 1 << 12
 
 
+class Query(NamedTuple):
+    """The distinct terms of one query, ascending by bound."""
+
+    terms: Any
+    weights: Any
+    """How often each stands in the query, float64."""
+    bounds: Any
+    """The most that each can add to a passage, float64."""
+
+
+class Window(NamedTuple):
+    """What adding up needs, made once for all queries."""
+
+    sums: Any
+    """``[WINDOW]`` float64, zeros between two windows."""
+    touched: Any
+    """``[WINDOW]`` int32: places whose sum is above 0."""
+
+
 class MaxScoreKernel:
     """See ``bm25.Kernel``. Releases the interpreter lock; any number of threads."""
 
@@ -26,7 +47,6 @@ class MaxScoreKernel:
 
     def __init__(self, postings: Postings) -> None:
         self._skips = Skips(postings)
-        self._index = (postings.starts, postings.docs, postings.scores, postings.maxima)
 
     def __call__(self, batch: Batch, docs: Range, k: int) -> Found:
         """Search."""
@@ -35,74 +55,40 @@ class MaxScoreKernel:
         found = np.zeros((num_queries, k), np.int64)
         totals = np.zeros((num_queries, k), np.float64)
         counts = np.zeros(num_queries, np.int64)
-        skips = self._skips.of(batch.terms)
-        _search(*self._index, *skips, batch.terms, batch.offsets, docs.start, docs.stop, found, totals, counts)
+        index = self._skips.of(batch.terms)
+        _search(index, batch.terms, batch.offsets, (docs.start, docs.stop), found, totals, counts)
         return found, totals, counts
 
 
 @numba.njit(cache=True, nogil=True)
-def _search(  # type: ignore[no-untyped-def]
-    starts, docs, scores, maxima, shifts, places, skips, marks, terms, offsets, first, stop, found, totals, counts
-):
-    sums = np.zeros(WINDOW, np.float64)
-    touched = np.empty(WINDOW, np.int32)
+def _search(index, terms, offsets, span, found, totals, counts):  # type: ignore[no-untyped-def]
+    window = Window(np.zeros(WINDOW, np.float64), np.empty(WINDOW, np.int32))
     for query in range(len(offsets) - 1):
         own = np.unique(terms[offsets[query] : offsets[query + 1]])
         weights = np.zeros(len(own), np.float64)
         for term in terms[offsets[query] : offsets[query + 1]]:
             weights[np.searchsorted(own, term)] += 1.0
-        bounds = weights * maxima[own]
+        bounds = weights * index.maxima[own]
         order = np.argsort(bounds)
-        counts[query] = _one(
-            starts,
-            docs,
-            scores,
-            shifts,
-            places,
-            skips,
-            marks,
-            own[order],
-            weights[order],
-            bounds[order],
-            first,
-            stop,
-            sums,
-            touched,
-            found[query],
-            totals[query],
-        )
+        asked = Query(own[order], weights[order], bounds[order])
+        counts[query] = _one(index, asked, span, window, found[query], totals[query])
 
 
 @numba.njit(cache=True, nogil=True)
-def _one(  # type: ignore[no-untyped-def]
-    starts,
-    docs,
-    scores,
-    shifts,
-    places,
-    skips,
-    marks,
-    terms,
-    weights,
-    bounds,
-    first,
-    stop,
-    sums,
-    touched,
-    found,
-    totals,
-):
-    """One query, its terms ascending by bound; fills found and totals, and returns how many."""
+def _one(index, query, span, window, found, totals):  # type: ignore[no-untyped-def]
+    """Fill found and totals for one query, and return how many."""
+    terms, weights, (first, stop) = query.terms, query.weights, span
+    docs, scores, sums = index.docs, index.scores, window.sums
     num_terms = len(terms)
     here = np.empty(num_terms, np.int64)
     ends = np.empty(num_terms, np.int64)
     reach = np.zeros(num_terms + 1, np.float64)  # reach[j]: the most that terms 0 .. j - 1 add together
     for j in range(num_terms):
-        here[j] = _seek(docs, starts[terms[j]], starts[terms[j] + 1], first)
-        ends[j] = _seek(docs, here[j], starts[terms[j] + 1], stop)
-        reach[j + 1] = reach[j] + bounds[j]
+        here[j] = _seek(docs, index.starts[terms[j]], index.starts[terms[j] + 1], first)
+        ends[j] = _seek(docs, here[j], index.starts[terms[j] + 1], stop)
+        reach[j + 1] = reach[j] + query.bounds[j]
     size, essential = 0, 0
-    threshold = _promise(scores, here, ends, weights, bounds, len(totals))
+    threshold = _promise(scores, here, ends, weights, query.bounds, len(totals))
     while True:
         while essential < num_terms and reach[essential + 1] < threshold:
             essential += 1
@@ -117,27 +103,27 @@ def _one(  # type: ignore[no-untyped-def]
         for j in range(essential, num_terms):
             at, weight = here[j], weights[j]
             while at < ends[j] and docs[at] < high:
-                place = docs[at] - low
-                if sums[place] == 0.0:
-                    touched[num_touched] = place
-                    num_touched += 1
-                sums[place] += weight * scores[at]
+                place, value = docs[at] - low, weight * scores[at]
+                if value > 0.0:  # so that a sum of 0 is one that nothing has touched: no place is noted twice
+                    if sums[place] == 0.0:
+                        window.touched[num_touched] = place
+                        num_touched += 1
+                    sums[place] += value
                 at += 1
             here[j] = at
         if num_touched:
             for j in range(essential):
-                if shifts[terms[j]] < 0:
+                if index.shifts[terms[j]] < 0:
                     here[j] = _seek(docs, here[j], ends[j], low)
-        for index in range(num_touched):
-            place = touched[index]
+        for number in range(num_touched):
+            place = window.touched[number]
             total = sums[place]
             sums[place] = 0.0
             for j in range(essential - 1, -1, -1):
                 if total + reach[j + 1] < threshold:
                     break
-                term = terms[j]
-                if shifts[term] >= 0:
-                    at = look_up(docs, starts[term], shifts[term], places[term], skips, marks, np.int64(low) + place)
+                if index.shifts[terms[j]] >= 0:
+                    at = look_up(index, terms[j], np.int64(low) + place)
                 else:
                     at = _seek(docs, here[j], ends[j], low + place)
                     if at == ends[j] or docs[at] != low + place:

@@ -15,13 +15,15 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
 from verl.errors import InfrastructureError, UserError
 
 SOURCE = ("contents", "title", "text")
+MAX_CLAUSES = 1024
+"""Terms times fields that a query may have in any version."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def msearch_body(queries: Sequence[str], k: int, fields: Sequence[str]) -> bytes
     """The lines of an ``_msearch``: an empty header and a query for each."""
     lines = []
     for query in queries:
-        match = {"multi_match": {"query": query, "fields": list(fields)}}
+        match = {"multi_match": {"query": cut(query, MAX_CLAUSES // len(fields)), "fields": list(fields)}}
         lines += [b"{}", orjson.dumps({"size": k, "query": match, "_source": list(SOURCE)})]
     return b"\n".join(lines) + b"\n"
 

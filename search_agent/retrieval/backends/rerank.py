@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from search_agent.retrieval.backends.backend import Backend, Hit, selective
 from search_agent.retrieval.backends.colbert import ColbertJudge
+from search_agent.retrieval.backends.encoder import refused
 from search_agent.retrieval.config import RerankConfig
 from search_agent.retrieval.index.documents import Documents
 from verl.errors import UserError
@@ -24,6 +25,9 @@ BATCH_PAIRS = 32
 
 class Judge(Protocol):
     """Scores passages for a query."""
+
+    dtype: str
+    """What it computes in."""
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
         """The score of each query's own passages, higher is better."""
@@ -69,7 +73,7 @@ class Reranked:
     def manifest(self) -> dict[str, Any]:
         """See ``Backend.manifest``."""
         settings = {name: getattr(self._config, name) for name in ("model", "kind", "depth", "max_tokens")}
-        return {"name": "reranked", **settings, "over": self._inner.manifest()}
+        return {"name": "reranked", **settings, "dtype": self._judge.dtype, "over": self._inner.manifest()}
 
     def implementation(self) -> str:
         """See ``Backend.implementation``."""
@@ -94,6 +98,9 @@ class CrossEncoder:
                 f"rerank.model: {config.model} has {model.config.num_labels} outputs; a cross-encoder has one"
             )
         self._model = model.to(self._device).eval()
+        self.dtype = "float32"
+        with refused(f"rerank.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+            self.judge(["0 " * config.max_tokens], [["0 " * config.max_tokens]])
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
         """See ``Judge``."""
@@ -103,7 +110,7 @@ class CrossEncoder:
 
     @torch.inference_mode()
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The score of each (query, passage); a passage that is too long is cut, never the query."""
+        """The score of each (query, passage); the longer of the two is cut, and that may be the query."""
         scores: list[float] = []
         for start in range(0, len(pairs), BATCH_PAIRS):
             queries, passages = zip(*pairs[start : start + BATCH_PAIRS], strict=True)
@@ -112,7 +119,7 @@ class CrossEncoder:
                     list(queries),
                     list(passages),
                     padding=True,
-                    truncation="only_second",
+                    truncation="longest_first",
                     max_length=self._max_tokens,
                     return_tensors="pt",
                 )

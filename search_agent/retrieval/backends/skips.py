@@ -8,6 +8,7 @@ a half bytes a posting. A table is made when its term is first asked for: an ind
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -19,49 +20,63 @@ MIN_POSTINGS = 256
 """A shorter list is searched without a table."""
 NO_TABLE = -1
 
-Tables = tuple[npt.NDArray[np.int8], npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.uint64]]
-"""By term: the binary logarithm of its block length (or ``NO_TABLE``), and where its blocks begin in the other two
-arrays; by block: the position in the list, and the marks."""
+
+class Index(NamedTuple):
+    """An inverted index (see ``Postings``) and the tables of its long lists, as compiled code takes them."""
+
+    starts: npt.NDArray[np.int64]
+    docs: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    maxima: npt.NDArray[np.float32]
+    shifts: npt.NDArray[np.int8]
+    """``[terms]``: the binary logarithm of its block length, or ``NO_TABLE``."""
+    places: npt.NDArray[np.int64]
+    """``[terms]``: where its blocks begin in the two arrays below."""
+    skips: npt.NDArray[np.int32]
+    """``[blocks]``: the position in the list at which the block begins."""
+    marks: npt.NDArray[np.uint64]
+    """``[blocks]``"""
 
 
 class Skips:
     """The tables of one index; any number of threads."""
 
     def __init__(self, postings: Postings) -> None:
-        self._postings = postings
         lengths = np.diff(postings.starts)
         blocks = np.log2(16 * max(1, postings.num_docs) / np.maximum(1, lengths))
         shifts = np.where(lengths >= MIN_POSTINGS, blocks, NO_TABLE).astype(np.int8)
         sizes = np.where(shifts >= 0, (postings.num_docs >> np.maximum(0, shifts).astype(np.int64)) + 2, 0)
         places = np.cumsum(sizes) - sizes
         total = int(sizes.sum())
-        self._tables: Tables = (shifts, places, np.zeros(total, np.int32), np.zeros(total, np.uint64))
+        lists = (postings.starts, postings.docs, postings.scores, postings.maxima)
+        self._index = Index(*lists, shifts, places, np.zeros(total, np.int32), np.zeros(total, np.uint64))
         self._missing = shifts >= 0
         self._lock = threading.Lock()
         self.of(np.flatnonzero(self._missing)[:1])  # compiles before the first query comes
 
-    def of(self, terms: npt.NDArray[np.int64]) -> Tables:
-        """The tables, those of ``terms`` being filled."""
+    def of(self, terms: npt.NDArray[np.int64]) -> Index:
+        """The index, the tables of ``terms`` being filled."""
         if self._missing[terms].any():
             with self._lock:
                 for term in terms[self._missing[terms]]:
-                    _fill(self._postings.docs, *self._postings.starts[term : term + 2], *self._tables, term)
+                    _fill(self._index, term)
                     self._missing[term] = False
-        return self._tables
+        return self._index
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(docs, start, end, shifts, places, skips, marks, term):  # type: ignore[no-untyped-def]
+def _fill(index, term):  # type: ignore[no-untyped-def]
     """Write the table of one term."""
-    at, low, place, shift = start, np.int64(0), places[term], shifts[term]
-    size = (places[term + 1] if term + 1 < len(places) else len(skips)) - place
+    start, end, docs, places = index.starts[term], index.starts[term + 1], index.docs, index.places
+    at, low, place, shift = start, np.int64(0), places[term], index.shifts[term]
+    size = (places[term + 1] if term + 1 < len(places) else len(index.skips)) - place
     for block in range(place, place + size):
-        skips[block] = at - start
+        index.skips[block] = at - start
         high, bits = low + (np.int64(1) << shift), np.uint64(0)
         while at < end and docs[at] < high:
             bits |= mark_of(np.int64(docs[at]), shift)
             at += 1
-        marks[block] = bits
+        index.marks[block] = bits
         low = high
 
 
@@ -73,12 +88,13 @@ def mark_of(doc, shift):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def look_up(docs, start, shift, place, skips, marks, doc):  # type: ignore[no-untyped-def]
-    """The position of a passage in the list that begins at ``start``, -1 if it is not there."""
-    block = place + (doc >> shift)
-    if marks[block] & mark_of(doc, shift) == 0:
+def look_up(index, term, doc):  # type: ignore[no-untyped-def]
+    """The position of a passage in the list of a term, -1 if it is not there."""
+    shift, start = index.shifts[term], index.starts[term]
+    block = index.places[term] + (doc >> shift)
+    if index.marks[block] & mark_of(doc, shift) == 0:
         return -1
-    for at in range(start + skips[block], start + skips[block + 1]):
-        if docs[at] >= doc:
-            return at if docs[at] == doc else -1
+    for at in range(start + index.skips[block], start + index.skips[block + 1]):
+        if index.docs[at] >= doc:
+            return at if index.docs[at] == doc else -1
     return -1

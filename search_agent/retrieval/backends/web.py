@@ -18,13 +18,15 @@ from urllib.parse import urlencode, urlsplit
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
 from verl.errors import InfrastructureError, UserError
 
 MAX_TITLE_CHARS = 300
+MAX_WORDS, MAX_QUERY_CHARS = 50, 400
+"""Of a query: Brave refuses more, Google reads 32 words."""
 _tag = re.compile(r"<[^<>]{0,200}>")
 
 
@@ -167,7 +169,7 @@ def web_request(
 ) -> tuple[str, str, dict[str, str], bytes | None]:
     """Method, address, headers and body that ask for k results."""
     parameters: dict[str, Any] = {**provider.fixed, **dict(word.split("=", 1) for word in config.parameters)}
-    parameters[provider.query] = query
+    parameters[provider.query] = cut(query, MAX_WORDS)[:MAX_QUERY_CHARS]
     if provider.count is not None:
         parameters[provider.count] = min(k, provider.max_count)
     if key is not None and provider.key_parameter is not None:

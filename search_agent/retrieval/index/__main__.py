@@ -16,7 +16,7 @@ class IndexConfig:
     """What to index, and where the index goes."""
 
     corpus: Path
-    """Passages: ``.jsonl``, ``.parquet`` or ``.tsv`` with the columns of a corpus."""
+    """Passages: ``.jsonl``, ``.parquet`` or ``.tsv`` with the columns of a corpus, or ``.gz`` of the first and last."""
     index: Path | None = None
     """Folder of the index; beside the corpus, with ``.index`` appended, unless given."""
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     config = parse(IndexConfig, arguments)
     folder = config.index or default_folder(config.corpus)
     manifest = build_index(config.corpus, folder)
-    print(f"{folder}: {manifest['documents']:,} passages, {manifest['backend']['postings']:,} postings")
+    print(f"{folder}: {manifest['documents']:,} passages")
     return 0
 
 

@@ -19,10 +19,10 @@ from search_agent.retrieval.index import index_files
 from search_agent.retrieval.index.chunks import read_column, read_terms, write_chunk
 from search_agent.retrieval.index.corpus import Faults, open_corpus
 from search_agent.retrieval.index.documents import DATA_NAME
-from search_agent.retrieval.index.merging import merge
+from search_agent.retrieval.index.merging import merge, write_offsets
 from search_agent.retrieval.index.postings import K1, B, Lexicon, count_terms
 from search_agent.retrieval.index.progress import Progress
-from verl.durable import write_atomically
+from verl.durable import sync, write_atomically
 from verl.errors import UserError
 
 CHUNK_PASSAGES = 20_000
@@ -42,38 +42,58 @@ class _State:
     bytes: int = 0
     """Length of the documents written so far."""
     done: bool = False
+    words: bool = True
+    """Whether terms are counted too."""
 
 
-def build_index(corpus: Path, folder: Path, chunk_passages: int = CHUNK_PASSAGES) -> dict[str, Any]:
+def build_index(
+    corpus: Path, folder: Path, chunk_passages: int = CHUNK_PASSAGES, *, words: bool = True
+) -> dict[str, Any]:
     """Build the index of ``corpus`` in ``folder`` and return its manifest; a finished one is left as it is.
 
-    Raises UserError on a faulty corpus (all faulty rows are listed), and if ``folder`` holds the index of another one.
+    Without ``words`` it holds the passages alone, which is all that a search by vectors needs. Raises UserError on a
+    faulty corpus (all faulty rows are listed), and if ``folder`` cannot be written or holds the index of another one.
     """
-    with index_files.exclusive(folder):
-        manifest = index_files.read_manifest(folder)
-        if manifest is None:
-            return _build(corpus, folder, chunk_passages)
-    index_files.check_source(folder, manifest, corpus)
+    manifest = _finished(corpus, folder, words)
+    if manifest is None:  # only then is a lock needed: a finished index may stand where nothing can be written
+        with index_files.exclusive(folder):
+            manifest = _finished(corpus, folder, words) or _build(corpus, folder, chunk_passages, words)
     return manifest
 
 
-def _build(corpus: Path, folder: Path, chunk_passages: int) -> dict[str, Any]:
+def _finished(corpus: Path, folder: Path, words: bool) -> dict[str, Any] | None:
+    manifest = index_files.read_manifest(folder)
+    if manifest is not None:
+        index_files.check_source(folder, manifest, corpus)
+    return manifest if manifest is not None and manifest.get("words", True) >= words else None
+
+
+def _build(corpus: Path, folder: Path, chunk_passages: int, words: bool) -> dict[str, Any]:
+    """Everything is made in the work folder and moved when it is on the disk; what servers read is never half new."""
     work = folder / index_files.WORK
-    state = _resume(work, _State(index_files.source_of(corpus), chunk_passages))
+    state = _resume(work, _State(index_files.source_of(corpus), chunk_passages, words=words))
     lexicon = Lexicon(term for number in range(state.chunks) for term in read_terms(work, number))
-    _count(corpus, folder, state, lexicon)
+    _count(corpus, work, state, lexicon)
     if not state.passages:
         raise UserError(f"corpus={corpus}: no passages in it")
     _check_ids(corpus, work, state)
-    num_postings = merge(folder, work, state.chunks, len(lexicon.numbers))
-    index_files.write_vocabulary(folder, lexicon.numbers, _bm25s_parameters(state.passages))
+    made = [DATA_NAME, write_offsets(work, state.chunks)]
     manifest = {
         "format": index_files.FORMAT,
-        "backend": {**SETTINGS, "terms": len(lexicon.numbers), "postings": num_postings},
+        "words": words,
         "source": {**state.source, "sha256": index_files.sha256_of(corpus)},
-        "sha256": index_files.sha256_of(folder / DATA_NAME),
+        "sha256": index_files.sha256_of(work / DATA_NAME),
         "documents": state.passages,
     }
+    if words:
+        num_postings = merge(work, state.chunks, len(lexicon.numbers))
+        index_files.write_vocabulary(work, lexicon.numbers, _bm25s_parameters(state.passages))
+        manifest["backend"] = {**SETTINGS, "terms": len(lexicon.numbers), "postings": num_postings}
+        made += index_files.WORD_FILES
+    for name in made:
+        sync(work / name)
+        (work / name).replace(folder / name)
+    sync(folder)
     write_atomically(folder / index_files.MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     shutil.rmtree(work)
     return manifest
@@ -89,17 +109,18 @@ def _resume(work: Path, fresh: _State) -> _State:
     path = work / "state.json"
     if path.exists():
         found = _State(**orjson.loads(path.read_bytes()))
-        if (found.source, found.chunk_passages) == (fresh.source, fresh.chunk_passages):
+        same = ("source", "chunk_passages", "words")
+        if all(getattr(found, name) == getattr(fresh, name) for name in same) and (work / DATA_NAME).exists():
             return found
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     return fresh
 
 
-def _count(corpus: Path, folder: Path, state: _State, lexicon: Lexicon) -> None:
+def _count(corpus: Path, work: Path, state: _State, lexicon: Lexicon) -> None:
     """Count the passages that no finished chunk holds; the documents are written along the way."""
-    faults, progress = Faults(corpus), Progress("counting terms")
-    with open_corpus(corpus, faults) as source, (folder / DATA_NAME).open("ab") as documents:
+    faults, progress = Faults(corpus), Progress("counting terms" if state.words else "reading passages")
+    with open_corpus(corpus, faults) as source, (work / DATA_NAME).open("ab") as documents:
         documents.truncate(state.bytes)
         rows = source.rows(skip=state.rows) if not state.done else iter(())
         while passages := list(islice(rows, state.chunk_passages)):
@@ -109,21 +130,21 @@ def _count(corpus: Path, folder: Path, state: _State, lexicon: Lexicon) -> None:
             documents.write(b"".join(data))
             documents.flush()
             known = len(lexicon.numbers)
-            chunk = count_terms((row.passage.contents for row in passages), lexicon, state.passages)
+            texts = (row.passage.contents for row in passages if state.words)
+            chunk = count_terms(texts, lexicon, state.passages)
             new_terms, ids = islice(lexicon.numbers, known, None), (row.passage.id for row in passages)
-            write_chunk(folder / index_files.WORK, state.chunks, chunk, ids, [len(row) for row in data], new_terms)
+            write_chunk(work, state.chunks, chunk, ids, [len(row) for row in data], new_terms)
             state.chunks += 1
             state.rows = passages[-1].number
             state.passages += len(passages)
             state.bytes += sum(map(len, data))
-            _save(folder / index_files.WORK, state)
+            _save(work, state)
             progress.show(state.passages, source.fraction())
     if faults.count:
-        shutil.rmtree(folder / index_files.WORK)
-        (folder / DATA_NAME).unlink()
+        shutil.rmtree(work)
     faults.raise_if_any()
     state.done = True
-    _save(folder / index_files.WORK, state)
+    _save(work, state)
 
 
 def _save(work: Path, state: _State) -> None:

@@ -2,18 +2,22 @@
 
 A passage is an id and its contents in FlashRAG's form, ``"Title"<newline>text``. Rows may instead have the columns
 ``title`` and ``text``; an id may be a number. Files are jsonl, parquet (``.parquet``) or tab-separated with a header
-(``.tsv``, DPR's ``psgs_w100.tsv``). Blank lines are skipped; everything else that is no passage is a fault.
+(``.tsv``, DPR's ``psgs_w100.tsv``), jsonl and tab-separated ones packed by gzip too. Blank lines are skipped;
+everything else that is no passage is a fault.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterator, Mapping
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -21,6 +25,9 @@ from verl.errors import UserError
 
 MAX_LISTED_FAULTS = 1000
 PARQUET_BATCH_ROWS = 4096
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_FIELD_CHARS = 2**24
+"""Of a tab-separated field: the library's 131,072 are less than a long page has, and a quote left open is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +80,13 @@ class Corpus:
 
     def __init__(self, path: Path, faults: Faults) -> None:
         try:
-            self._file: BinaryIO = path.open("rb")
+            self._raw = path.open("rb")
             self._size = max(1, path.stat().st_size)
         except OSError as error:
             raise UserError(f"corpus={path}: {error.strerror}; give a file of passages") from error
         self._path = path
         self._faults = faults
-        self._read = 0.0
+        self._is_gzip = self._raw.peek(2)[:2] == GZIP_MAGIC
 
     def __enter__(self) -> Corpus:
         return self
@@ -87,15 +94,16 @@ class Corpus:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._raw.close()
 
     def fraction(self) -> float:
         """How much of the file has been read, 0 to 1."""
-        return min(1.0, self._read / self._size)
+        return min(1.0, self._raw.tell() / self._size)
 
     def rows(self, skip: int = 0) -> Iterator[Numbered]:
         """The passages in order, after the first ``skip`` rows; rows that are none go to the faults."""
-        reader = {".parquet": self._parquet, ".tsv": self._tsv}.get(self._path.suffix, self._jsonl)
+        suffix = Path(self._path.stem).suffix if self._path.suffix == ".gz" else self._path.suffix
+        reader = {".parquet": self._parquet, ".tsv": self._tsv}.get(suffix, self._jsonl)
         for number, row in islice(enumerate(reader(), 1), skip, None):
             if row is None:
                 continue
@@ -107,32 +115,39 @@ class Corpus:
             except ValueError as error:
                 self._faults.add(number, str(error))
 
+    def _lines(self) -> Iterator[bytes]:
+        """The lines, unpacked and without a byte order mark. Raises UserError if they cannot be unpacked."""
+        lines: Iterable[bytes] = gzip.GzipFile(fileobj=self._raw) if self._is_gzip else self._raw
+        try:
+            for number, line in enumerate(lines):
+                yield line if number else line.removeprefix(codecs.BOM_UTF8)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"corpus={self._path}: cannot be unpacked: {error}; fetch it again") from error
+
     def _jsonl(self) -> Iterator[Any]:
-        for line in self._file:
-            self._read += len(line)
+        for number, line in enumerate(self._lines()):
+            if number == 0 and line.lstrip().startswith(b"["):
+                raise UserError(
+                    f"corpus={self._path}: a JSON array; write one passage a line: jq -c '.[]' FILE > FILE.jsonl"
+                )
             yield line if line.strip() else None
 
     def _tsv(self) -> Iterator[Any]:
-        lines = (self._counted(line).decode("utf-8", "replace") for line in self._file)
+        csv.field_size_limit(MAX_FIELD_CHARS)
+        rows = csv.DictReader((line.decode("utf-8", "replace") for line in self._lines()), delimiter="\t")
         try:
-            yield from csv.DictReader(lines, delimiter="\t")
+            yield from rows
         except csv.Error as error:
-            raise UserError(f"corpus={self._path}: not a tab-separated file: {error}") from error
-
-    def _counted(self, line: bytes) -> bytes:
-        self._read += len(line)
-        return line
+            raise UserError(f"corpus={self._path}: line {rows.line_num}: {error}; is a quote left open?") from error
 
     def _parquet(self) -> Iterator[Any]:
         import pyarrow.parquet
 
         try:
-            file = pyarrow.parquet.ParquetFile(self._file)
+            file = pyarrow.parquet.ParquetFile(self._raw)
         except pyarrow.ArrowInvalid as error:
             raise UserError(f"corpus={self._path}: not a parquet file: {error}") from error
-        step = self._size / max(1, file.metadata.num_rows)
         for batch in file.iter_batches(PARQUET_BATCH_ROWS):
-            self._read += step * batch.num_rows
             yield from batch.to_pylist()
 
 

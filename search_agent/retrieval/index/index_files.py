@@ -28,16 +28,25 @@ STARTS = "indptr.csc.index.npy"
 DOCS = "indices.csc.index.npy"
 SCORES = "data.csc.index.npy"
 MAXIMA = "maxima.npy"
+WORD_FILES = (VOCABULARY, PARAMETERS, STARTS, DOCS, SCORES, MAXIMA)
 WORK = "work"
 """Folder of an unfinished build."""
 HASH_BLOCK_BYTES = 1 << 20
+SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 256, 1 << 14
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time write into ``folder``; the others wait, and then find it finished."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
+    """Let one process at a time write into ``folder``; the others wait, and then find it finished.
+
+    Raises UserError if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(folder.name + ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"index={folder}: {error.strerror}; give index=FOLDER that can be written") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -48,6 +57,17 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def sample_of(path: Path) -> str:
+    """Hash of a large file's size and of blocks from all over it: quick, and another for other vectors."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(SAMPLE_BLOCKS):
+            file.seek(max(0, size - SAMPLE_BLOCK_BYTES) * number // (SAMPLE_BLOCKS - 1))
+            digest.update(file.read(SAMPLE_BLOCK_BYTES))
     return digest.hexdigest()
 
 
@@ -86,26 +106,36 @@ def write_vocabulary(folder: Path, terms: Iterable[str], parameters: dict[str, A
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished index, None if there is none. Raises UserError if it is of another format."""
-    path = folder / MANIFEST
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         return None
-    manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+    manifest = _read_object(folder)
     if manifest.get("format") != FORMAT:
         raise UserError(f"index={folder}: format {manifest.get('format')}, this version reads {FORMAT}; build it again")
     return manifest
 
 
-def claim(home: Path, made: dict[str, Any]) -> None:
-    """Note in ``home`` how its vectors are made. Raises UserError if those there were made in another way."""
-    path = home / MANIFEST
-    if not path.exists():
-        write_atomically(path, orjson.dumps(made, option=orjson.OPT_INDENT_2))
-    found = orjson.loads(path.read_bytes())
-    if found != made:
-        differing = sorted(key for key in made if found.get(key) != made[key])
+def _read_object(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = orjson.loads((folder / MANIFEST).read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{folder / MANIFEST}: not a manifest ({error}); remove {folder} to make it again") from error
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def claim(home: Path, made: dict[str, Any], dtype: str) -> str:
+    """Note in ``home`` how its vectors are made, and return the type that the encoder which began them computed in.
+
+    Raises UserError if those there were made in another way.
+    """
+    if not (home / MANIFEST).exists():
+        write_atomically(home / MANIFEST, orjson.dumps({**made, "dtype": dtype}, option=orjson.OPT_INDENT_2))
+    found = _read_object(home)
+    differing = sorted(key for key in made if found.get(key) != made[key])
+    if differing:
         raise UserError(
             f"{home}: its vectors were made with another {', '.join(differing)}; remove it to make new ones"
         )
+    return str(found.get("dtype", "float32"))
 
 
 def check_source(folder: Path, manifest: dict[str, Any], corpus: Path) -> None:
@@ -145,6 +175,9 @@ def open_bm25s(folder: Path, num_docs: int) -> Postings:
         raise UserError(f"index={folder}: method {parameters['method']} is not served; build with method lucene")
     starts, docs = _mapped(folder / STARTS).astype(np.int64), _mapped(folder / DOCS).astype(np.int32, copy=False)
     scores = _mapped(folder / SCORES).astype(np.float32, copy=False)
+    if not (scores > 0).all():
+        method = parameters["method"]
+        raise UserError(f"index={folder}: method {method} scores some terms 0 or less; build with method lucene")
     ascending = np.diff(docs) > 0
     inner = starts[1:-1]
     ascending[inner[(inner > 0) & (inner < len(docs))] - 1] = True

@@ -17,19 +17,24 @@ from search_agent.retrieval.index.progress import Progress
 BLOCK_POSTINGS = 1_000_000
 
 
-def merge(folder: Path, work: Path, num_chunks: int, num_terms: int) -> int:
-    """Write the arrays of the index, and the offsets of the documents; returns the number of postings."""
+def write_offsets(work: Path, num_chunks: int) -> str:
+    """Write where each document begins; returns the file's name."""
     sizes = read_column(work, num_chunks, "sizes")
     offsets = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
-    np.save(folder / OFFSETS_NAME, offsets)
+    np.save(work / OFFSETS_NAME, offsets)
+    return OFFSETS_NAME
+
+
+def merge(work: Path, num_chunks: int, num_terms: int) -> int:
+    """Write the arrays of the index beside its chunks; returns the number of postings."""
     starts = _starts(work, num_chunks, num_terms)
-    np.save(folder / index_files.STARTS, starts)
+    np.save(work / index_files.STARTS, starts)
     lengths = read_column(work, num_chunks, "lengths")
     mean_length = float(lengths.sum()) / len(lengths) or 1.0
     idf = inverse_document_frequency(np.diff(starts), len(lengths))
-    docs_file = index_files.ArrayWriter(folder / index_files.DOCS, "<i4", int(starts[-1]))
-    scores_file = index_files.ArrayWriter(folder / index_files.SCORES, "<f4", int(starts[-1]))
+    docs_file = index_files.ArrayWriter(work / index_files.DOCS, "<i4", int(starts[-1]))
+    scores_file = index_files.ArrayWriter(work / index_files.SCORES, "<f4", int(starts[-1]))
     maxima = np.zeros(num_terms, np.float32)
     progress, edges = Progress("merging"), _block_edges(starts)
     cuts = [np.searchsorted(read_postings(work, number)[:, 0], edges) for number in range(num_chunks)]
@@ -43,7 +48,7 @@ def merge(folder: Path, work: Path, num_chunks: int, num_terms: int) -> int:
         progress.show(len(lengths), float(starts[high] / max(1, starts[-1])))
     docs_file.close()
     scores_file.close()
-    np.save(folder / index_files.MAXIMA, maxima)
+    np.save(work / index_files.MAXIMA, maxima)
     return int(starts[-1])
 
 

@@ -22,6 +22,8 @@ from verl.errors import UserError
 
 MAX_BYTES_IN_MEMORY = 64 * 2**20
 """A larger corpus gets an index on disk, which is mapped, shared by processes, and built once."""
+PACKED = 4
+"""About how much larger a corpus is than its gzip file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +64,26 @@ def _without_corpus(config: ServerConfig) -> tuple[Documents, Backend, str]:
 
 
 def _with_corpus(config: ServerConfig, corpus: Path) -> tuple[Documents, Backend, str]:
-    folder = config.index
-    has_vectors = config.dense is not None or config.colbert is not None
-    if folder is None and (has_vectors or index_files.source_of(corpus)["bytes"] > MAX_BYTES_IN_MEMORY):
+    folder, words = config.index, config.backend in ("bm25", "hybrid")
+    if folder is None and (config.dense is not None or is_large(corpus)):
         folder = default_folder(corpus)
-    documents, postings, digest = _open(corpus, folder)
+    documents, postings, digest = _open(corpus, folder, words)
     if isinstance(config.backend, Plugin):
         return documents, config.backend.build(documents), digest
-    backend: Backend = Bm25(postings, Range.of_shard(config.shard, config.shards, postings.num_docs))
-    if config.colbert is not None and folder is not None:
-        from search_agent.retrieval.backends.maxsim import open_maxsim
-
-        backend = open_maxsim(config.colbert, folder, documents, digest)
+    backends: list[Backend] = []
+    if postings is not None:
+        backends.append(Bm25(postings, Range.of_shard(config.shard, config.shards, postings.num_docs)))
     if config.dense is not None and folder is not None:
         from search_agent.retrieval.backends.dense import open_dense
 
-        dense = open_dense(config.dense, folder, documents, digest)
-        backend = dense if config.backend == "dense" else Hybrid(backend, dense)
-    return documents, backend, digest
+        backends.append(open_dense(config.dense, folder, documents, digest))
+    return documents, backends[0] if len(backends) == 1 else Hybrid(*backends), digest
+
+
+def is_large(corpus: Path) -> bool:
+    """Whether a corpus gets an index on disk."""
+    size: int = index_files.source_of(corpus)["bytes"]
+    return size * (PACKED if corpus.suffix == ".gz" else 1) > MAX_BYTES_IN_MEMORY
 
 
 def default_folder(corpus: Path) -> Path:
@@ -95,11 +99,17 @@ def make_manifest(config: ServerConfig, digest: str, num_documents: int, backend
     return {"corpus": config.corpus.name if config.corpus else None, **identity, **place, "fingerprint": fingerprint}
 
 
-def _open(corpus: Path, folder: Path | None) -> tuple[Documents, Postings, str]:
-    """Passages, index, and a hash of the passages."""
+def _open(corpus: Path, folder: Path | None, words: bool) -> tuple[Documents, Postings | None, str]:
+    """Passages, their index if ``words`` are searched, and a hash of the passages."""
     if folder is not None and not index_files.is_bm25s(folder):
-        return _on_disk(corpus, folder)
+        from search_agent.retrieval.index.building import build_index
+
+        manifest = build_index(corpus, folder, words=words)
+        postings = index_files.open_postings(folder, manifest["documents"]) if words else None
+        return Documents.open(folder), postings, manifest["sha256"]
     documents, passages, digest = _in_memory(corpus)
+    if not words:
+        return documents, None, digest
     if folder is not None:
         return documents, index_files.open_bm25s(folder, len(documents)), digest
     return documents, build_postings(passage.contents for passage in passages), digest
@@ -114,10 +124,3 @@ def _in_memory(corpus: Path) -> tuple[Documents, list[Passage], str]:
     rows = [passage.to_json() for passage in passages]
     digest = hashlib.sha256(b"".join(row + b"\n" for row in rows)).hexdigest()
     return Documents.from_rows(rows), passages, digest
-
-
-def _on_disk(corpus: Path, folder: Path) -> tuple[Documents, Postings, str]:
-    from search_agent.retrieval.index.building import build_index
-
-    manifest = build_index(corpus, folder)
-    return Documents.open(folder), index_files.open_postings(folder, manifest["documents"]), manifest["sha256"]

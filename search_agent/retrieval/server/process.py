@@ -106,7 +106,7 @@ def _default_threads(config: ServerConfig) -> int:
     """A core each for BM25; a model has threads of its own, and larger batches if one thread asks it."""
     if isinstance(config.backend, Plugin) and config.rerank is None:
         return THREADS_THAT_WAIT
-    has_model = config.dense is not None or config.colbert is not None or config.rerank is not None
+    has_model = config.dense is not None or config.rerank is not None
     return 1 if has_model else len(os.sched_getaffinity(0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search_agent.retrieval.backends.backend import Hit
 from search_agent.retrieval.backends.hybrid import Hybrid, fuse
 from search_agent.retrieval.config import DenseConfig, ServerConfig
+from search_agent.retrieval.index import building, index_files
 from verl.errors import UserError
 
 faiss = pytest.importorskip("faiss")
@@ -228,3 +232,91 @@ def test_hybrid_asks_both_deep_enough() -> None:
     hybrid = Hybrid(Ranking(), Ranking())
     assert [hit.doc for hit in hybrid.search(["q"], 5)[0]] == list(range(5))
     assert hybrid.implementation() == "r + r"
+
+
+def test_words_are_not_indexed_where_vectors_alone_are_searched(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus(tmp_path, TEXTS)
+    dense_only = ServerConfig(path, backend="dense", dense=config(tiny))
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "merge", None)
+        before = loading.load(dense_only)
+        assert [hits[0].doc for hits in before.backend.search(TEXTS, 1)] == list(range(len(TEXTS)))
+    raw = [before.documents.raw(number) for number in range(len(TEXTS))]
+    loading.load(ServerConfig(path, backend="hybrid", dense=config(tiny)))  # now they are, under the first server
+    assert [before.documents.raw(number) for number in range(len(TEXTS))] == raw
+    monkeypatch.setattr(building, "_build", None)
+    assert loading.load(dense_only).manifest == before.manifest
+    loading.load(ServerConfig(path, index=path.with_name("c.jsonl.index")))
+
+
+def test_a_finished_index_is_served_where_nothing_can_be_written(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ServerConfig(corpus(tmp_path, TEXTS), backend="hybrid", dense=config(tiny, index="HNSW32"))
+    before = loading.load(settings)
+    monkeypatch.setattr(index_files, "exclusive", None)
+    monkeypatch.setattr(index_files, "write_atomically", None)
+    assert loading.load(settings).manifest == before.manifest
+
+
+def test_index_files_of_one_name_and_other_vectors_are_told_apart(tmp_path: Path, tiny: str) -> None:
+    path, fingerprints = corpus(tmp_path, TEXTS), set()
+    for seed in range(2):
+        file = tmp_path / str(seed) / "e5.index"
+        file.parent.mkdir()
+        made = faiss.IndexFlatIP(16)
+        made.add(np.random.default_rng(seed).normal(size=(len(TEXTS), 16)).astype(np.float32))
+        faiss.write_index(made, str(file))
+        served = loading.load(ServerConfig(path, backend="dense", dense=config(tiny, vectors=file)))
+        fingerprints.add(served.manifest["fingerprint"])
+    assert len(fingerprints) == 2
+
+
+def test_the_type_of_an_encoder_is_part_of_the_fingerprint(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ServerConfig(corpus(tmp_path, TEXTS), backend="dense", dense=config(tiny))
+    fingerprints = {loading.load(settings).manifest["fingerprint"]}
+    claimed = index_files.claim
+    monkeypatch.setattr(index_files, "claim", lambda *given: claimed(*given) and "float16")
+    fingerprints.add(loading.load(settings).manifest["fingerprint"])
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"index": "IVF400,Flat"}, r"dense\.index: IVF400,Flat cannot be made of 5 vectors; write Flat"),
+        ({"vectors": Path("nowhere.faiss")}, r"dense\.vectors: nowhere\.faiss is not there"),
+        ({"vectors": Path(__file__)}, r"dense\.vectors: .*test_dense\.py is no FAISS index"),
+        ({"max_tokens": 600}, r"dense\.max_tokens: .* cannot read 600 tokens"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, tiny: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loading.load(ServerConfig(corpus(tmp_path, TEXTS), backend="dense", dense=config(tiny, **wrong)))
+
+
+def test_a_manifest_that_was_cut_is_named(tmp_path: Path, tiny: str) -> None:
+    settings = ServerConfig(corpus(tmp_path, TEXTS), backend="dense", dense=config(tiny))
+    loading.load(settings)
+    for manifest in (*tmp_path.glob("*.index/*/manifest.json"), *tmp_path.glob("*.index/manifest.json")):
+        manifest.write_text(manifest.read_text()[:20])
+        with pytest.raises(UserError, match=r"manifest\.json: not a manifest .*remove"):
+            loading.load(settings)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=300), min_size=1, max_size=3))
+def test_no_query_makes_it_fail(hostile: Any, queries: list[str]) -> None:
+    for query, hits in zip(queries, hostile.search(queries, 3), strict=True):
+        assert len(hits) == (3 if query.strip() else 0)
+        assert all(math.isfinite(hit.score) for hit in hits)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Any:
+    path = corpus(tmp_path_factory.mktemp("hostile"), TEXTS)
+    return loading.load(ServerConfig(path, backend="hybrid", dense=config(tiny, max_tokens=32))).backend

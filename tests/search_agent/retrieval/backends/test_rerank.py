@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search_agent.retrieval.config import RerankConfig, ServerConfig
 from search_agent.retrieval.server.loading import load
@@ -70,7 +73,36 @@ def test_a_model_that_is_no_cross_encoder_is_refused(tmp_path: Path, corpus: Pat
         load(ServerConfig(corpus, rerank=RerankConfig(str(tmp_path / "nowhere"))))
 
 
-@pytest.mark.parametrize("settings", [{"depth": 0}, {"max_tokens": 0}])
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wrong", [{"depth": 0}, {"max_tokens": 0}])
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is below 1"):
-        RerankConfig("m", **settings)
+        RerankConfig("m", **wrong)
+
+
+def test_a_query_that_is_longer_than_the_model_reads_is_cut(tmp_path: Path, corpus: Path) -> None:
+    """A policy may write one: it is searched as any other."""
+    served = load(ServerConfig(corpus, rerank=RerankConfig(make_model(tmp_path, 1), depth=4, max_tokens=64)))
+    for query in ("apple " * 340, "apple " + "z" * 8000, "apple 林檎" * 500):
+        (hits,) = served.backend.search([query], 3)
+        assert len(hits) == 3
+        assert all(math.isfinite(hit.score) for hit in hits)
+
+
+def test_a_length_that_the_model_cannot_read_is_refused_at_the_start(tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(UserError, match=r"rerank\.max_tokens: .* cannot read 600 tokens"):
+        load(ServerConfig(corpus, rerank=RerankConfig(make_model(tmp_path, 1), max_tokens=600)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=300), min_size=1, max_size=3))
+def test_no_query_makes_it_fail(hostile: Any, queries: list[str]) -> None:
+    for hits in hostile.search([f"apple {query}" for query in queries], 3):
+        assert len(hits) == 3
+        assert all(math.isfinite(hit.score) for hit in hits)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "c.jsonl").write_text("".join(json.dumps({"id": t, "contents": t}) + "\n" for t in TEXTS))
+    return load(ServerConfig(folder / "c.jsonl", rerank=RerankConfig(make_model(folder, 1), max_tokens=32))).backend

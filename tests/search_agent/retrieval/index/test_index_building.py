@@ -19,7 +19,7 @@ from search_agent.retrieval.backends.maxscore import MaxScoreKernel
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.index import building, index_files, merging
 from search_agent.retrieval.index.building import build_index
-from search_agent.retrieval.index.postings import Batch, Postings, Range, build_postings, count_terms
+from search_agent.retrieval.index.postings import Batch, Postings, Range, build_postings, count_terms, term_maxima
 from search_agent.retrieval.server.loading import Served, load
 from verl.errors import UserError
 
@@ -212,3 +212,50 @@ def test_more_than_there_is_and_nothing_at_all(kernel: Callable[[Postings], Kern
     engine = Bm25(postings, kernel=kernel(postings))
     assert [[hit.doc for hit in hits] for hits in engine.search(["b1", "nothing", ""], 99)] == [[1, 0], [], []]
     assert engine.search([], 5) == []
+
+
+def test_where_nothing_can_be_written_another_folder_is_asked_for(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "c.jsonl", texts(3))
+    with pytest.raises(UserError, match=r"index=/proc/nowhere/index: .*; give index=FOLDER that can be written"):
+        build_index(corpus, Path("/proc/nowhere/index"))
+
+
+def test_an_index_that_is_finished_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = write(tmp_path / "c.jsonl", texts(3))
+    manifest = build_index(corpus, tmp_path / "index")
+    monkeypatch.setattr(index_files, "exclusive", None)
+    assert build_index(corpus, tmp_path / "index") == manifest
+
+
+def test_arrays_are_on_the_disk_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(building, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(building, "write_atomically", lambda path, _: synced.append(path.name))
+    build_index(write(tmp_path / "c.jsonl", texts(3)), tmp_path / "index")
+    at = synced.index(index_files.MANIFEST)
+    assert {"documents.jsonl", "documents.offsets.npy", *index_files.WORD_FILES, "index"} <= set(synced[:at])
+
+
+def test_an_index_with_scores_of_0_is_refused(tmp_path: Path) -> None:
+    bm25s = pytest.importorskip("bm25s")
+    theirs = bm25s.BM25(method="robertson")  # a term of more than half of the passages scores 0
+    theirs.index(bm25s.tokenize(["a1 b1", "a1 c1", "a1 d1"], show_progress=False), show_progress=False)
+    theirs.save(tmp_path / "bm25", corpus=None)
+    corpus = write(tmp_path / "c.jsonl", ["a1 b1", "a1 c1", "a1 d1"])
+    with pytest.raises(UserError, match="method robertson scores some terms 0 or less; build with method lucene"):
+        load(ServerConfig(corpus, index=tmp_path / "bm25"))
+
+
+def test_the_compiled_kernel_takes_a_score_of_0_for_no_match(large: Postings) -> None:
+    """Where each term of a query scores 0 everywhere, no place may be noted more than once."""
+    scores = large.scores.copy()
+    terms = np.argsort(np.diff(large.starts))[-60:]
+    for term in terms[1:]:
+        scores[large.starts[term] : large.starts[term + 1]] = 0.0
+    scores.setflags(write=False)
+    zeros = Postings(large.vocabulary, large.starts, large.docs, scores, term_maxima(scores, large.starts), 9000)
+    for part in (terms, terms[1:]):
+        batch = Batch(part.astype(np.int64), np.asarray([0, len(part)], np.int64))
+        expected, got = NumpyKernel(zeros)(batch, Range(0, 9000), 20), MaxScoreKernel(zeros)(batch, Range(0, 9000), 20)
+        for left, right in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(left, right)
