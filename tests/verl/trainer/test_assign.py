@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from verl.algorithms.config import AdvantageConfig, TurnCreditConfig
+from verl.algorithms.config import AdvantageConfig, AdvantageName, TurnCreditConfig
 from verl.algorithms.control_config import OverlongConfig
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -188,3 +190,43 @@ def test_kl_does_not_blow_up_where_all_rewards_are_equal() -> None:
     groups = [group(0, episode(0.0), episode(0.0))]
     samples, _ = assign(groups, GRPO, drop_uniform=False, token_rewards=kl)
     assert [sample.advantages[-1] for sample in samples] == pytest.approx([-1e-5, 1e-5], rel=1e-4)
+
+
+def test_gdpo_takes_the_overlong_penalty_off_after_normalising() -> None:
+    short, long = episode(1.0), longer(1.0)
+    short.reward_parts, long.reward_parts = {"em": 1.0}, {"em": 1.0}
+    shaping = Shaping(OverlongConfig(buffer_tokens=2, penalty=0.2), max_policy_tokens=4)
+    gdpo = AdvantageConfig("gdpo", parts={"em": 1.0})
+    samples, _ = assign([group(0, short, long)], gdpo, drop_uniform=True, shaping=shaping)
+    assert [sample.advantages[-1] for sample in samples] == pytest.approx([0.05, -0.05])  # 0 and -0.1 around their mean
+
+
+small = st.sampled_from([0.0, 0.1, 0.2, 1.0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.tuples(small, small, st.integers(1, 4)), min_size=1, max_size=5), min_size=1, max_size=4))
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "opo", "gpg", "pass_at_k", "gdpo"])
+def test_what_is_dropped_as_uniform_has_no_gradient(
+    name: AdvantageName, drawn: list[list[tuple[float, float, int]]]
+) -> None:
+    """A reward, what the turn found, and a length: of each of a few episodes of a few tasks."""
+    groups = []
+    for number, episodes in enumerate(drawn):
+        played = []
+        for sample, (reward, gain, length) in enumerate(episodes):
+            trajectory = Trajectory(str(number), sample, outcome="finished", reward=reward, turn_gains=(gain,))
+            trajectory.append_prompt([1], "q")
+            trajectory.append_generated([4] * length, "a", [-1.0] * length, [0] * length, "stop")
+            trajectory.reward_parts = {"em": reward}
+            played.append(trajectory)
+        groups.append(group(number, *played))
+    shaping = Shaping(OverlongConfig(buffer_tokens=2, penalty=0.5), 4, TurnCreditConfig(coefficient=0.3))
+    config = AdvantageConfig(name, parts={"em": 1.0} if name == "gdpo" else {})
+    useful = informative_groups(groups, config, shaping)
+    samples, _ = assign(groups, config, drop_uniform=False, shaping=shaping)
+    of_group = [number for number, episodes in enumerate(drawn) for _ in episodes]
+    moved = {number for number, sample in zip(of_group, samples, strict=True) if np.abs(sample.advantages).max() > 1e-9}
+    assert moved <= {number for number, says in enumerate(useful) if says}
+    kept, _ = assign(groups, config, drop_uniform=True, shaping=shaping)
+    assert len(kept) == sum(len(episodes) for episodes, says in zip(drawn, useful, strict=True) if says)
