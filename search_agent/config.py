@@ -99,7 +99,7 @@ class RunConfig:
                 "number in protocol.passages"
             )
         context = self.rollout.engine.max_context_tokens
-        room = self.learner.max_tokens_per_microbatch * self.learner.sequence_ranks
+        room = self.learner.longest_sequence
         if context > room:
             raise UserError(
                 f"rollout.engine.max_context_tokens is {context}, above learner.max_tokens_per_microbatch x "
@@ -136,6 +136,8 @@ class RunConfig:
     def _check_algorithm(self) -> None:
         """Refuse what would give no signal, or needs what the loop does not have."""
         trainer = self.trainer
+        if not (self.trainer.steps or self.warmup.enabled):
+            raise UserError("trainer.steps=0 without a warm-up trains nothing: write warmup.steps or warmup.epochs")
         if self.warmup.all_weights and self.learner.lora is None:
             raise UserError("warmup.all_weights=true says something beside learner.lora only: write false")
         name, limit = trainer.advantage.name, self.max_policy_tokens

@@ -13,7 +13,7 @@ from search_agent.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.pool import pool_config, reward_function
 from search_agent.source import Source
-from search_agent.traces import load_traces
+from search_agent.traces import NO_DAY, load_traces
 from verl.data.load import read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -51,8 +51,16 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_lengths({"train": train, **measured}, config, model)
     check_metric(config, dev[: config.evaluation.dev_tasks])
     traces = []
-    if config.warmup.steps:
-        traces = load_traces(source.traces, config.protocol.build(), model, prompts=source.train.prompts)
+    if config.warmup.enabled:
+        traces = load_traces(
+            source.traces,
+            config.protocol.build(),
+            model,
+            prompts=source.train.prompts,
+            warmup=config.warmup,
+            longest=config.learner.longest_sequence,
+            today=getattr(config.environment.config, "date", NO_DAY),
+        )
     return Inputs(source, model, train, dev, test, traces)
 
 

@@ -43,7 +43,7 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     if not picture.exists():
         from search_agent.curves import draw_curves
 
-        draw_curves(read_metrics(folder.metrics), picture, warmup_steps=config.warmup.steps)
+        draw_curves(read_metrics(folder.metrics), picture, warmup_steps=summary["warmup_steps"])
     protocol = config.protocol.build()
     for title, trajectory in pick_samples(folder, first):
         console.print(Text(f"\n{title}", style="bold"))

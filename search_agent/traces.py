@@ -1,71 +1,163 @@
-"""Recorded trajectories for the warm-up, checked against the protocol and the model that they are to teach."""
+"""What the warm-up learns from, checked against the protocol and the model that it is to teach.
+
+A row is a recorded trajectory (token ids), ``messages`` of a chat, or an ``instruction`` with what is to follow it
+(``predict``). ``weight`` says how much it counts; for ``kto``, ``label`` or a sign says whether it is desirable.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_agent.protocols.base import SearchProtocol
 from verl.errors import UserError
+from verl.trainer.config import WarmupConfig
 
 if TYPE_CHECKING:
+    from search_agent.chat_traces import ChatReader
     from verl.data.samples import TrainingSample
     from verl.trajectory import Trajectory
 
+NO_DAY = "2026-01-01"
+"""What chat templates print as today where the environment names no day."""
 _MARK = "the question of a check?"
 _SHOWN = 60
 """How much of a prompt an error shows (characters)."""
+_LABELS = {1: 1.0, 0: -1.0, -1: -1.0}  # True and False are 1 and 0
 
 
-def load_traces(path: Path | None, protocol: SearchProtocol, model: str, *, prompts: bool) -> list[TrainingSample]:
-    """Samples of weight 1. ``prompts`` says that the data bring their own prompts, so that wording is not compared.
+def load_traces(
+    path: Path | None,
+    protocol: SearchProtocol,
+    model: str,
+    *,
+    prompts: bool,
+    warmup: WarmupConfig,
+    longest: int,
+    today: str = NO_DAY,
+) -> list[TrainingSample]:
+    """Samples with the credit that the warm-up's loss reads: a weight, or for ``kto`` 1 and -1.
 
-    Raises UserError if there is no such file, and with its faults: rows that are no trajectories, prompts of another
-    protocol, no trace in the protocol's format, ids that are not those of ``model`` (a folder).
+    ``prompts`` says that the data bring their own prompts, so that wording is not compared; ``longest`` is how many
+    tokens a row may have, ``today`` the day that chat templates print. Raises UserError if there is no such file, and
+    with its faults: rows that cannot be read, prompts of another protocol, no trace in the protocol's format, ids that
+    are not those of ``model`` (a folder).
     """
     from verl.data.samples import TrainingSample
 
     if path is None:
-        raise UserError("warmup.steps is above 0 but there are no traces: write data.traces=FILE, or warmup.steps=0")
+        raise UserError("the warm-up has no traces: write data.traces=FILE, or warmup.steps=0")
     if not path.is_file():
         raise UserError(f"data.traces={path}: no such file; give recorded trajectories (jsonl), or warmup.steps=0")
-    traces = read_traces(path)
-    faults = [] if prompts else check_wording(path, traces, protocol)
-    faults += check_format(path, traces, protocol)
-    faults += check_ids(path, traces, Path(model))
+    rows = read_traces(path, Path(model), date.fromisoformat(today), desirable=warmup.loss.name == "kto")
+    recorded = [trace for trace, _, is_recorded in rows if is_recorded]
+    faults = [
+        f"{path}, row {number}: {len(trace):,} tokens and a micro-batch holds {longest:,}: raise "
+        "learner.max_tokens_per_microbatch, or leave it out"
+        for number, (trace, _, _) in enumerate(rows, 1)
+        if len(trace) > longest
+    ]
+    if recorded:
+        faults += [] if prompts else check_wording(path, recorded, protocol)
+        faults += check_format(path, recorded, protocol)
+        faults += check_ids(path, recorded, Path(model))
     if faults:
-        raise UserError("\n".join(faults))
-    return [TrainingSample.from_trajectory(trace, 1.0) for trace in traces]
+        raise UserError("\n".join(_listed(faults, path)))
+    return [TrainingSample.from_trajectory(trace, credit) for trace, credit, _ in rows]
 
 
-def read_traces(path: Path) -> list[Trajectory]:
-    """Every trajectory of the file. Raises UserError that lists the rows which are none."""
-    from verl.data.load import MAX_LISTED_FAULTS
-    from verl.trajectory import Trajectory
+def read_traces(path: Path, model: Path, today: date, *, desirable: bool) -> list[tuple[Trajectory, float, bool]]:
+    """Each row's trajectory, its credit, and whether it was recorded as ids. Raises UserError that lists faulty rows.
 
-    traces, faults = [], []
-    with path.open(encoding="utf-8") as file:
-        for row, line in enumerate(file, 1):
-            try:
-                trace = Trajectory.from_record(json.loads(line))
-                if trace.outcome == "aborted" or not trace.num_policy_tokens:
-                    raise ValueError(
-                        "it is aborted" if trace.outcome == "aborted" else "the policy wrote nothing in it"
-                    )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                faults.append(f"{path}, row {row}: not a recorded trajectory ({type(error).__name__}: {error})")
-            else:
-                traces.append(trace)
-    if len(faults) > MAX_LISTED_FAULTS:
-        faults = [*faults[:MAX_LISTED_FAULTS], f"{path}: {len(faults)} faulty rows in all"]
-    if not traces and not faults:
+    ``desirable``: the credit is 1 or -1, of the row's label, or of the sign of its weight or reward.
+    """
+    rows: list[tuple[Trajectory, float, bool]] = []
+    faults, reader = [], None
+    for number, row in _rows(path):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            if not isinstance(row, dict):
+                raise ValueError(f"{type(row).__name__}, not an object")
+            recorded = "messages" not in row and "instruction" not in row
+            if not recorded and reader is None:
+                reader = _open_reader(model, today)
+            trace = _recorded(row) if reader is None or recorded else reader.read(row, f"row {number}")
+            rows.append((trace, _credit(row, trace, desirable), recorded))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            faults.append(f"{path}, row {number}: cannot be learned from ({type(error).__name__}: {error})")
+    if not rows and not faults:
         faults = [f"{path}: holds no trajectory; give recorded ones (jsonl), or warmup.steps=0"]
     if faults:
-        raise UserError("\n".join(faults))
-    return traces
+        raise UserError("\n".join(_listed(faults, path)))
+    return rows
+
+
+def _listed(faults: list[str], path: Path) -> list[str]:
+    from verl.data.load import MAX_LISTED_FAULTS
+
+    if len(faults) <= MAX_LISTED_FAULTS:
+        return faults
+    return [*faults[:MAX_LISTED_FAULTS], f"{path}: {len(faults)} faulty rows in all"]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a jsonl or parquet file, or of a json file that is one list; a str is why a row cannot be read."""
+    from verl.data.load import read_rows
+
+    if path.suffix != ".json":
+        yield from read_rows(path)
+        return
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"data.traces={path}: not JSON in UTF-8 ({error})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"data.traces={path}: {type(rows).__name__}, not a list of rows")
+    yield from enumerate(rows, 1)
+
+
+def _open_reader(model: Path, today: date) -> ChatReader:
+    from transformers import AutoTokenizer
+
+    from search_agent.chat_traces import ChatReader
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return ChatReader(tokenizer, tokenizer.eos_token, today)
+
+
+def _recorded(row: dict[str, Any]) -> Trajectory:
+    from verl.trajectory import Trajectory
+
+    trace = Trajectory.from_record({key: value for key, value in row.items() if key not in ("weight", "label")})
+    if trace.outcome == "aborted" or not trace.num_policy_tokens:
+        raise ValueError("it is aborted" if trace.outcome == "aborted" else "the policy wrote nothing in it")
+    return trace
+
+
+def _credit(row: Mapping[str, Any], trace: Trajectory, desirable: bool) -> float:
+    label, weight = row.get("label"), row.get("weight")
+    if label is not None and label not in _LABELS:
+        raise ValueError(f"label: {label!r}; write true or false")
+    if weight is not None and (isinstance(weight, bool | str) or not math.isfinite(weight)):
+        raise ValueError(f"weight: {weight!r}; write a number")
+    if not desirable:
+        if label is not None and _LABELS[label] < 0:
+            raise ValueError("its label says undesirable: write warmup.loss.name=kto, or leave it out")
+        if weight is not None and weight < 0:
+            raise ValueError(f"weight: {weight} is below 0: write warmup.loss.name=kto, or leave it out")
+        return 1.0 if weight is None else float(weight)
+    if label is not None:
+        return _LABELS[label]
+    sign = trace.reward if weight is None else weight
+    if sign is None:
+        raise ValueError("warmup.loss.name=kto needs a label, a weight or a reward")
+    return 1.0 if sign > 0 else -1.0
 
 
 def check_wording(path: Path, traces: Sequence[Trajectory], protocol: SearchProtocol) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from verl.errors import refuse
 
 if TYPE_CHECKING:
     from search_agent.inputs import Inputs
+    from verl.cluster.groups import LearnerGroup
+    from verl.trainer.gold import GoldScorer
     from verl.trainer.run_folder import RunFolder
 
 # What the learner and an engine must agree on after each sync, on prompts that every model can read.
@@ -104,9 +107,10 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
 
     await check_retriever(config, folder)
     data = RunData(inputs.train, inputs.dev, inputs.test, inputs.traces)
+    warmup = config.warmup.on(len(inputs.traces))
     settings = Settings(
         seed=config.seed,
-        warmup=config.warmup,
+        warmup=warmup,
         trainer=config.trainer,
         evaluation=config.evaluation,
         sampling=config.rollout.sampling,
@@ -115,8 +119,8 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
     )
     tracker = make_tracker(  # before the processes: a log-in that fails must not cost their start
         folder.path,
-        total_steps=config.warmup.steps + config.trainer.steps,
-        warmup_steps=config.warmup.steps,
+        total_steps=warmup.steps + config.trainer.steps,
+        warmup_steps=warmup.steps,
         config=config.tracking,
         run_config=to_dict(config),
     )
@@ -127,10 +131,26 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
         ) as live:
             assert live.learners is not None
             assert live.sync is not None
-            controller = Controller(settings, data, folder, live.learners, live.pool, live.sync, tracker, describe)
+            gold = gold_scorer(config, live.learners, model)
+            controller = Controller(
+                settings, data, folder, live.learners, live.pool, live.sync, tracker, describe, gold
+            )
             return await live.watch(controller.run())
     finally:
         tracker.close()
+
+
+def gold_scorer(config: RunConfig, learners: LearnerGroup, model: str) -> GoldScorer | None:
+    """What measures ``trainer.gold_logprob``, with the model's own tokens; None where it is off."""
+    if not config.trainer.gold_logprob.opening:
+        return None
+    from transformers import AutoTokenizer
+
+    from search_agent.protocols.framing import encode_data
+    from verl.trainer.gold import GoldScorer
+
+    encode = partial(encode_data, AutoTokenizer.from_pretrained(model))
+    return GoldScorer(learners, config.trainer.gold_logprob, encode, longest=config.learner.longest_sequence)
 
 
 def probe_ids(model: str) -> list[list[int]]:

@@ -136,6 +136,12 @@ class LearnerActor:
         return kl if self._rank == 0 else None
 
     @_gives_back
+    def sum_logprobs(self, samples: Sequence[TrainingSample]) -> list[float] | None:
+        """Log-prob of each sample's policy tokens together, at temperature 1; rank 0 answers for all."""
+        scores = self._learner.logprobs(samples)
+        return [float(row.sum(dtype="float64")) for row in scores] if self._rank == 0 else None
+
+    @_gives_back
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
         """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them.
 

@@ -64,6 +64,12 @@ class LearnerGroup:
 
         return await self._all("reference_kl", ray.put(list(samples)), temperature, estimator)
 
+    async def sum_logprobs(self, samples: Sequence[TrainingSample]) -> list[float]:
+        """Log-prob of each sample's policy tokens together, under the weights as they are."""
+        import ray
+
+        return await self._all("sum_logprobs", ray.put(list(samples)))
+
     async def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate:
         """Write this version of the weights where the engines can map it."""
         return await self._all("publish", version, dtype, folder)

@@ -10,7 +10,9 @@ from verl.data.samples import TrainingSample
 from verl.trajectory import IntArray
 
 
-def splice(context: IntArray, continuation: IntArray, weight: float = 0.0) -> TrainingSample:
+def splice(
+    context: IntArray | Sequence[int], continuation: IntArray | Sequence[int], weight: float = 0.0
+) -> TrainingSample:
     """``context`` and then ``continuation``, whose tokens alone count, with that credit: ``[context + continuation]``.
 
     Raises ValueError where either is empty: nothing would be asked, or nothing could predict it.

@@ -26,10 +26,11 @@ class OptimizerConfig:
     """Decoupled decay per step, times the learning rate; 0.01 as in AdamW's paper."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from 0 to its peak; 0 starts at the peak."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """After the rise: stay at the peak, or fall linearly to ``final_lr_fraction`` of it at the phase's last step."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the rise: stay at the peak, or fall to ``final_lr_fraction`` of it until the phase ends, in a line or along
+    half a cosine."""
     final_lr_fraction: float = 0.0
-    """Where ``linear`` ends, as a fraction of the peak; unused by ``constant``."""
+    """Where ``linear`` and ``cosine`` end, as a fraction of the peak; unused by ``constant``."""
     grad_clip: float = field(default=1.0, metadata={"inf": "no clipping"})
     """Bound on the global 2-norm of the gradient; a larger gradient is scaled down to it. 1.0 is the field's habit."""
 
@@ -109,6 +110,11 @@ class LearnerConfig:
     """The critic's optimizer and loss; there is a critic only where the advantage needs one."""
     max_skipped_steps: int = 3
     """Steps in a row that a non-finite loss or gradient may skip; one more raises ``NonFiniteError``."""
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that fits a micro-batch, of all ranks that share it."""
+        return self.max_tokens_per_microbatch * self.sequence_ranks
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks")

@@ -58,15 +58,10 @@ class Engine:
         self._all = weights
         self.weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
         self._flops = flops
-        self._config = config
+        self.config = config
         self._layout = layout
         self._guard = FiniteGuard(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
         self._step = 0
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that fits a micro-batch."""
-        return self._config.max_tokens_per_microbatch * self._config.sequence_ranks
 
     def train_only(self, weights: Mapping[str, DTensor]) -> None:
         """From the next phase on these are trained and saved; the others of the module stay as they are."""
@@ -104,7 +99,7 @@ class Engine:
             scale_gradients(self.weights.values(), self._optimizer_config.grad_clip / norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        offloaded = self._config.offload == "optimizer"
+        offloaded = self.config.offload == "optimizer"
         if offloaded:
             move_moments(self._optimizer, self.device)
         self._optimizer.step()
@@ -133,7 +128,7 @@ class Engine:
     def _share(self, samples: Sequence[TrainingSample]) -> tuple[MicroBatch, ...]:
         """This rank's micro-batches, as indices of samples."""
         lengths, costs = [len(sample) for sample in samples], [self._flops.cost(sample) for sample in samples]
-        return pack(lengths, self.longest, self._layout.data_ranks, costs)[self._layout.data_rank]
+        return pack(lengths, self.config.longest_sequence, self._layout.data_ranks, costs)[self._layout.data_rank]
 
     # -- checkpoints --
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -25,7 +26,8 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     if config.schedule == "constant":
         return config.learning_rate
     done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
-    return config.learning_rate * (1 - done * (1 - config.final_lr_fraction))
+    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return config.learning_rate * (1 - fallen * (1 - config.final_lr_fraction))
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[DTensor]) -> torch.optim.AdamW:

@@ -70,7 +70,7 @@ class PolicyTraining:
             return 0.0
         pairs = [[columns[name][i] for i in rows] for name in ("old", "reference")]
         if not sampled:
-            samples = mismatched(samples, self._engine.longest)
+            samples = mismatched(samples, self._engine.config.longest_sequence)
             pairs = [self._scorer.logprobs(samples, temperature, reference=flag) for flag in (False, True)]
         if not samples:
             return 0.0

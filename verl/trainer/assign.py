@@ -15,6 +15,7 @@ from verl.cluster.groups import LearnerGroup
 from verl.data.samples import TrainingSample
 from verl.rollout.groups import Group
 from verl.trainer.config import TrainerConfig
+from verl.trainer.gold import GoldScorer
 from verl.trainer.shaping import (
     Episode,
     Shaping,
@@ -35,11 +36,19 @@ from verl.trajectory import FloatArray
 class Assigner:
     """ASSIGN in the loop; the coefficient of an adaptive KL is part of the loop's state."""
 
-    def __init__(self, learners: LearnerGroup, config: TrainerConfig, shaping: Shaping, temperature: float) -> None:
+    def __init__(
+        self,
+        learners: LearnerGroup,
+        config: TrainerConfig,
+        shaping: Shaping,
+        temperature: float,
+        gold: GoldScorer | None = None,
+    ) -> None:
         self._learners = learners
         self._config = config
         self._shaping = shaping
         self._temperature = temperature
+        self._gold = gold
 
     async def samples(self, groups: Sequence[Group], state: LoopState) -> tuple[list[TrainingSample], dict[str, float]]:
         """See ``assign``; ``state`` gets the next coefficient."""
@@ -48,6 +57,9 @@ class Assigner:
         token_rewards: list[FloatArray] | None = None
         if config.kl_reward.coefficient > 0:
             token_rewards, metrics = await self._kl(groups, state)
+        if self._gold is not None:
+            gold = [score for score in await self._gold.scores(groups) if score is not None]
+            metrics |= {"gold_logprob": sum(gold) / len(gold)} if gold else {}
         samples, assigned = assign(
             groups,
             config.advantage,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
 from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
@@ -14,10 +15,15 @@ from verl.rollout.interfaces import Sampling
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """Supervised fine-tuning before reinforcement, on recorded traces, with the loss ``weighted_nll``."""
+    """Training on given traces before reinforcement, or instead of it (``trainer.steps=0``)."""
 
     steps: int = 0
-    """Optimizer steps; 0 skips the warm-up (a pretrained model needs none)."""
+    """Optimizer steps; 0 skips the warm-up (a pretrained model needs none) unless ``epochs`` says how long it is."""
+    epochs: int = 0
+    """Its length as passes over all traces, instead of ``steps``."""
+    loss: LossConfig = field(default_factory=lambda: LossConfig(name="weighted_nll"))
+    """``weighted_nll`` follows each trace as much as its ``weight`` says; ``kto`` tells desirable ones from others, by
+    ``label`` or sign. Losses that compare with what the engine said are refused: traces have none of that."""
     sequences_per_step: int = 32
     """Traces in one step, drawn without replacement within an epoch."""
     save_every_steps: int = 200
@@ -29,8 +35,30 @@ class WarmupConfig:
     """The warm-up's own optimizer; reinforcement starts with a fresh one."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "steps")
+        at_least(self, 0, "steps", "epochs")
         at_least(self, 1, "sequences_per_step", "save_every_steps")
+        if self.steps and self.epochs:
+            raise UserError(f"warmup.steps={self.steps} and warmup.epochs={self.epochs}: write one of them")
+        if self.loss.needs_rollout:
+            raise UserError("warmup.loss reads what the engine said of its tokens, and traces have none: change it")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a warm-up."""
+        return bool(self.steps or self.epochs)
+
+    def on(self, traces: int) -> WarmupConfig:
+        """The same with its length in steps, now that the number of traces is known."""
+        return replace(self, steps=self.steps or math.ceil(self.epochs * traces / self.sequences_per_step), epochs=0)
+
+
+@dataclass(frozen=True)
+class GoldLogprobConfig:
+    """A metric: the log-prob of a task's accepted answer, laid after what each episode found. Costs a forward pass."""
+
+    opening: str = ""
+    """What stands before the answer where the episode's last turn was (``<answer> ``, with autorefine and search_r1);
+    empty measures nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,8 @@ class TrainerConfig:
     """The loop: how much per step, for how long, what is kept."""
 
     steps: int = 60
-    """Reinforcement steps, all of them run. One step is one batch of groups and one new version of the weights."""
+    """Reinforcement steps, all of them run. One step is one batch of groups and one new version of the weights. With 0
+    the run ends with the warm-up: it is measured before and after that."""
     prompts_per_step: int = 16
     """Tasks, and so groups, that a step trains on."""
     samples_per_prompt: int = 8
@@ -53,6 +82,8 @@ class TrainerConfig:
     """What coming near the most tokens that an episode may generate costs."""
     turn_credit: TurnCreditConfig = field(default_factory=TurnCreditConfig)
     """Credit for what each turn newly found, beside the advantage of the episode."""
+    gold_logprob: GoldLogprobConfig = field(default_factory=GoldLogprobConfig)
+    """How likely the accepted answer is after each episode's searches (``gold_logprob`` in the metrics)."""
     dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     """More tasks for a step whose groups have equal rewards."""
     drop_uniform_groups: bool = False
@@ -85,8 +116,8 @@ class TrainerConfig:
         return self.loss.for_staleness(self.max_staleness)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "prompts_per_step", "samples_per_prompt", "save_every_steps", "keep_checkpoints")
-        at_least(self, 0, "max_staleness", "keep_trajectory_steps")
+        at_least(self, 1, "prompts_per_step", "samples_per_prompt", "save_every_steps", "keep_checkpoints")
+        at_least(self, 0, "steps", "max_staleness", "keep_trajectory_steps")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.pool import RolloutPool
 from verl.cluster.shares import BusyShares, busy_seconds
-from verl.data.order import EpochOrder
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
 from verl.rollout.episodes import episodes_of
@@ -31,8 +31,9 @@ from verl.trainer.buffer import GroupBuffer
 from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 from verl.trainer.evaluator import Describe, Evaluator, check_alive, chosen_score
+from verl.trainer.gold import GoldScorer
 from verl.trainer.ledger import Ledger
-from verl.trainer.phases import reinforcement_phase, warmup_phase
+from verl.trainer.phases import reinforcement_phase
 from verl.trainer.producer import GroupProducer
 from verl.trainer.refill import Refill
 from verl.trainer.run_folder import RunFolder
@@ -40,6 +41,7 @@ from verl.trainer.saver import Saver
 from verl.trainer.shaping import Shaping
 from verl.trainer.state import Best, LoopState
 from verl.trainer.summary import summarize
+from verl.trainer.warmup import warm_up
 from verl.trainer.weights import WeightSync
 
 
@@ -66,7 +68,7 @@ class RunData:
     dev: Sequence[Task]
     test: Sequence[Task]
     traces: Sequence[TrainingSample]
-    """Recorded traces of the warm-up; empty where there is none."""
+    """What the warm-up learns from; empty where there is none."""
 
 
 class Controller:
@@ -82,7 +84,9 @@ class Controller:
         sync: WeightSync,
         tracker: Tracker,
         describe: Describe,
+        gold: GoldScorer | None = None,
     ) -> None:
+        """``gold`` measures what ``trainer.gold_logprob`` asks for."""
         self._settings = settings
         self._data = data
         self._folder = folder
@@ -97,7 +101,7 @@ class Controller:
         config, sampling = settings.trainer, settings.sampling
         shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit)
         self._refill = Refill(pool, data.train, config, shaping, sampling, settings.seed)
-        self._assigner = Assigner(learners, config, shaping, sampling.temperature)
+        self._assigner = Assigner(learners, config, shaping, sampling.temperature, gold)
         self._writing = Background()
         self.state = LoopState()
         self._shares = BusyShares()
@@ -106,44 +110,66 @@ class Controller:
     async def run(self) -> dict[str, Any]:
         """Everything from where the run folder stands to the summary."""
         await self._resume()
+        if self._supervised_only:
+            await self._measure_before()
         if self.state.phase == "warmup":
             with self.state.timed("warmup"):
                 async with self._pool.resting():
                     await self._warm_up()
-        with self.state.timed("engine_start"):
-            await self._pool.ready()
-        await self._measure("before")
-        await self._train()
+        if self._supervised_only:
+            await self._take_warm_up()
+        else:
+            await self._measure_before()
+            await self._train()
         self._ledger.close()
         await self._writing.settle()
         await self._saver.settle(wait=True)
         await self._measure("after")
         return {**self._summary(), "weights_hash": await self._learners.weights_hash()}
 
+    async def _measure_before(self) -> None:
+        with self.state.timed("engine_start"):
+            await self._pool.ready()
+        await self._measure("before")
+
     # -- warm-up --
 
+    @property
+    def _supervised_only(self) -> bool:
+        """Whether the warm-up is all there is; it is measured before and after then."""
+        return not self._settings.trainer.steps
+
+    @property
+    def _version(self) -> int:
+        """Of the weights: the steps of reinforcement, and one for a warm-up that stands for them."""
+        return self.state.step if not self._supervised_only else int(self.state.phase == "train")
+
     async def _warm_up(self) -> None:
-        config = self._settings.warmup
-        if config.steps:
-            if self.state.step:
-                await self._learners.load(self._folder.resumable()[-1])  # broken off in the middle of the warm-up
-            else:
-                await self._learners.begin_phase(warmup_phase(config))
-            order = EpochOrder(self._data.traces, self._settings.seed, "warmup")
-            while self.state.step < config.steps:
-                self._pool.check()
-                started = time.monotonic()
-                batch = order.take(self.state.step * config.sequences_per_step, config.sequences_per_step)
-                metrics = await self._learners.update(batch, 1.0)
-                self.state.step += 1
-                tokens = sum(len(sample) for sample in batch)
-                metrics["tokens_per_s"] = tokens / (time.monotonic() - started)
-                self._tracker.log(self.state.step, {f"warmup/{name}": value for name, value in metrics.items()})
-                if self.state.step % config.save_every_steps == 0:
-                    await self._save(hugging_face=False)
-        self.state.phase, self.state.step = "train", 0
-        phase = reinforcement_phase(self._settings.trainer, self._settings.updates_per_batch)
-        await self._learners.begin_phase(phase)
+        settings, state = self._settings, self.state
+        if settings.warmup.steps:
+            await warm_up(
+                settings.warmup,
+                self._data.traces,
+                self._learners,
+                self._tracker,
+                state,
+                seed=settings.seed,
+                broken_off=self._folder.resumable()[-1] if state.step else None,
+                check=self._pool.check,
+                save=partial(self._save, hugging_face=False),
+            )
+        state.phase, state.step = "train", 0
+        if not self._supervised_only:
+            await self._learners.begin_phase(reinforcement_phase(settings.trainer, settings.updates_per_batch))
+        await self._save(hugging_face=True)
+
+    async def _take_warm_up(self) -> None:
+        """What a supervised run comes to: its last weights."""
+        if "best_dev" in self.state.best:
+            return
+        await self._sync.push(self._version)
+        with self.state.timed("evaluation"):
+            self._keep_best("best_dev", await self._evaluate_dev())
         await self._save(hugging_face=True)
 
     # -- reinforcement --
@@ -240,9 +266,9 @@ class Controller:
             return
         with self.state.timed(when):
             if when == "after":
-                await self._sync.push_saved(self._folder.path / "best_dev", self.state.step)
+                await self._sync.push_saved(self._folder.path / "best_dev", self._version)
             else:
-                await self._sync.push(self.state.step)
+                await self._sync.push(self._version)
             tasks = self._data.test[: self._settings.evaluation.test_tasks]
             result = await self._evaluator.measure(tasks, "test", f"test-{when}", 0, keep_in=self._folder)
         self._folder.write_json(f"{when}.json", result)
@@ -281,6 +307,7 @@ class Controller:
             "seconds": {stage: round(seconds, 2) for stage, seconds in state.seconds.items()},
             "logprob_diff_max": state.logprob_diff_max,
             "steps": state.step,
+            "warmup_steps": self._settings.warmup.steps,
             "aborted": state.aborted,
             "best": {name: {"score": best.score, "step": best.step} for name, best in state.best.items()},
         }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from verl.algorithms.config import LossConfig
 from verl.learner.phase import Phase
 from verl.trainer.config import TrainerConfig, WarmupConfig
 
 
 def warmup_phase(config: WarmupConfig) -> Phase:
-    """Supervised steps on recorded traces, each batch in one step."""
-    return Phase(
-        config.optimizer, LossConfig(name="weighted_nll"), batches=config.steps, all_weights=config.all_weights
-    )
+    """Steps on given traces, each batch in one step."""
+    return Phase(config.optimizer, config.loss, batches=config.steps, all_weights=config.all_weights)
 
 
 def reinforcement_phase(config: TrainerConfig, updates_per_batch: int) -> Phase:

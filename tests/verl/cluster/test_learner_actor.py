@@ -15,6 +15,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "begin_phase": (None,),
     "update": ([], 1.0),
     "reference_kl": ([], 1.0, "k1"),
+    "sum_logprobs": ([],),
     "publish": (0, "float32", "nowhere"),
     "send": (None, "float32", {}, 1),
     "probe": ([],),

@@ -33,9 +33,15 @@ def test_linear_schedule_by_hand() -> None:
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
 
 
+def test_cosine_schedule_by_hand() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=1, schedule="cosine", final_lr_fraction=0.2)
+    rates = [learning_rate(config, step, 5) for step in range(6)]
+    assert rates == pytest.approx([1.0, 1.0, 0.2 + 0.8 * (2 + 2**0.5) / 4, 0.6, 0.2 + 0.8 * (2 - 2**0.5) / 4, 0.2])
+
+
 @given(st.integers(0, 50), st.integers(1, 200), st.integers(0, 300), st.floats(0, 1))
 def test_rates_stay_between_zero_and_the_peak(warmup: int, total: int, step: int, final: float) -> None:
-    for schedule in ("constant", "linear"):
+    for schedule in ("constant", "linear", "cosine"):
         config = OptimizerConfig(0.1, warmup_steps=warmup, schedule=schedule, final_lr_fraction=final)  # type: ignore[arg-type]
         assert 0 <= learning_rate(config, step, total) <= 0.1 + 1e-12
 

@@ -17,7 +17,10 @@ import torch.distributed as dist
 
 from verl.cluster.processes import free_port
 from verl.config.arguments import parse
+from verl.data.samples import TrainingSample
+from verl.data.splice import splice
 from verl.learner.__main__ import Settings, read_samples
+from verl.learner.config import LearnerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
 from verl.learner.phase import Phase
@@ -166,4 +169,35 @@ def _sum_of_ranks(rank: int, port: int, listener: socket.socket | None, sums: mu
     total = torch.tensor(float(rank + 1))
     dist.all_reduce(total)
     sums.put(float(total))
+    dist.destroy_process_group()
+
+
+def test_a_spliced_continuation_has_the_same_log_prob_on_two_ranks(model_folder: Path) -> None:
+    spliced = _spliced()
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    expected = [row.tolist() for row in learner.logprobs(spliced)]
+    context = multiprocessing.get_context("spawn")
+    rows = context.Queue()
+    port = free_port()
+    ranks = [context.Process(target=_score_on_rank, args=(rank, port, str(model_folder), rows)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for _ in ranks:  # every rank has all of them
+        for ours, theirs in zip(rows.get(timeout=120), expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+    for process in ranks:
+        process.join(10)
+
+
+def _spliced() -> list[TrainingSample]:
+    rng = np.random.default_rng(1)
+    return [splice(rng.integers(0, 61, 5 + n).tolist(), rng.integers(0, 61, 1 + n).tolist()) for n in range(5)]
+
+
+def _score_on_rank(rank: int, port: int, model: str, rows: multiprocessing.Queue[list[list[float]]]) -> None:
+    torch.set_num_threads(1)
+    init_process(rank, 2, "127.0.0.1", port)
+    scores = Learner(model, LearnerConfig(max_tokens_per_microbatch=20), seed=0).logprobs(_spliced())
+    rows.put([row.tolist() for row in scores])
+    dist.barrier()
     dist.destroy_process_group()
