@@ -5,13 +5,15 @@ Everything is read as text and nothing is imported, so that help answers before 
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl.config.absent import absent_packages
 from verl.config.compose import CONFIG_DIR
 from verl.config.document import help_text
 
@@ -75,15 +77,21 @@ def command_help(command: str) -> str:
         "Keys, with the code's defaults (a preset may set others; dry_run=true shows what a run would use):",
         "",
     ]
-    parts.append(help_text("search_agent.config", "RunConfig"))
+    with absent_packages():
+        parts += _key_lists(choices)
+    return "\n".join(parts)
+
+
+def _key_lists(choices: Sequence[Preset]) -> Iterator[str]:
+    """The keys of a run, then those of each plug-in that a preset selects."""
+    yield help_text(importlib.import_module("search_agent.config").RunConfig)
     by_plugin: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
         if choice.plugin:
             by_plugin.setdefault((choice.group, choice.plugin), []).append(f"{choice.group}={choice.name}")
     for (group, plugin), names in by_plugin.items():
-        if listing := help_text(plugin, "Config", group):
-            parts += ["", f"Keys with {' or '.join(names)}:", "", listing]
-    return "\n".join(parts)
+        if listing := help_text(importlib.import_module(plugin).Config, group):
+            yield from ("", f"Keys with {' or '.join(names)}:", "", listing)
 
 
 def main(arguments: list[str]) -> int:

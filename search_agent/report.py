@@ -35,9 +35,9 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     assert summary is not None
     console = screen()
     results = {"before": summary["before"], "after": summary["after"]}
-    first = next(iter(summary["after"]))  # of the ways of decoding, greedy unless the run has others
-    n = summary["after"][first]["n"]
-    console.print(evaluation_table(f"clean test, {n} episodes each, 95 % intervals in brackets", results))
+    first = config.evaluation.decodings[0]  # greedy, unless the run has others
+    questions = summary["after"][first.name]["n"] // first.samples
+    console.print(evaluation_table(f"clean test, {questions} questions, 95 % intervals in brackets", results))
     say(console, *warning_lines(results), *closing_lines(summary, folder))
     picture = folder.path / "curves.png"
     if not picture.exists():
@@ -45,7 +45,7 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
 
         draw_curves(read_metrics(folder.metrics), picture, warmup_steps=summary["warmup_steps"])
     protocol = config.protocol.build()
-    for title, trajectory in pick_samples(folder, first):
+    for title, trajectory in pick_samples(folder, first.name):
         console.print(Text(f"\n{title}", style="bold"))
         console.print(transcript(trajectory, protocol))
     say(console, f"\ncurves: {picture}", *next_commands(folder, config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from search_agent.config import RunConfig
 from search_agent.help import presets
+from search_agent.retrieval.config import ServerConfig
 from verl.config.build import build
 from verl.config.compose import compose
 from verl.config.document import keys
@@ -41,11 +43,11 @@ def test_the_page_names_every_recipe_of_the_three_systems() -> None:
 
 def known_keys() -> set[str]:
     """Every key of a run, of the plug-ins that presets choose, and of a retrieval server."""
-    found = {key.path for key in keys("search_agent.config", "RunConfig")}
-    found |= {key.path for key in keys("search_agent.retrieval.config", "ServerConfig")}
+    found = {key.path for key in keys(RunConfig)}
+    found |= {key.path for key in keys(ServerConfig)}
     for preset in presets():
         if preset.plugin:
-            found |= {key.path for key in keys(preset.plugin, "Config", preset.group)}
+            found |= {key.path for key in keys(importlib.import_module(preset.plugin).Config, preset.group)}
     return found
 
 

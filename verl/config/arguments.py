@@ -30,7 +30,7 @@ def parse(cls: type[T], arguments: Sequence[str]) -> T:
     form, or else for each wrong key or value.
     """
     if arguments and arguments[0] in ("-h", "--help"):
-        print(help_text(cls.__module__, cls.__name__))
+        print(help_text(cls))
         raise SystemExit(0)
     refuse(f"{word}: write key=value; keys: {', '.join(get_type_hints(cls))}" for word in arguments if "=" not in word)
     tree: dict[str, Any] = {}
