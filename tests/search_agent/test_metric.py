@@ -31,3 +31,9 @@ def test_what_it_does_not_measure_is_refused_before_anything_is_started(metric: 
 def test_a_reward_of_the_users_own_is_held_to_it_at_the_first_evaluation() -> None:
     own = ["reward.plugin=search_agent.rewards.pool", "+reward.reward={plugin: search_agent.rewards.em}"]
     check_metric(load_config(["reward=em", *own, "evaluation.metric=my_part"]), TASKS)
+
+
+def test_a_part_that_gdpo_is_to_compare_is_known_at_the_start() -> None:
+    check_metric(load_config(["recipe=quickstart_gdpo"]), TASKS)
+    with pytest.raises(UserError, match=r"trainer\.advantage\.parts\.style: .* no such part; its reward has em, f1"):
+        check_metric(load_config(["recipe=quickstart_gdpo", "trainer.advantage.parts.style=1.0"]), TASKS)
