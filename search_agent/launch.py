@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from search_agent.agent import AgentSpec
 from search_agent.config import RunConfig
 from search_agent.retrievers import Retrievers, start_retrievers, while_serving
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
-from verl.cluster.carriers import Carriers
 from verl.cluster.config import ClusterConfig
 from verl.cluster.groups import LearnerGroup
 from verl.cluster.placement import Places, places
 from verl.cluster.pool import RolloutPool
-from verl.cluster.ray_runtime import RayRuntime, ready, this_machine
+from verl.cluster.ray_runtime import RayRuntime, first_cause, has_died, on_node, ready, this_machine, this_node
 from verl.cluster.watchdog import Look, Watchdog
 from verl.errors import UserError
-from verl.trainer.weights import WeightSync
+from verl.sync.canary import Canary
+from verl.sync.manager import Newest, WeightManager
+from verl.sync.relay import Relay, RelayActor
+from verl.trainer.model_shape import read_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,7 +41,7 @@ class Live:
     watchdog: Watchdog
     pool: RolloutPool
     learners: LearnerGroup | None
-    sync: WeightSync | None
+    sync: WeightManager | None
 
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, or one error that says which server ended, or who waits for whom."""
@@ -88,27 +93,34 @@ async def processes(
             for rank in range(ranks)
         ]
         sleeps = learn and cluster.placement == "shared"
-        carriers = Carriers(scratch.name)
-        pool = start_rollout(config, runtime, place, model, spec, logs, stack, carriers, sleeps=sleeps)
+        relay = Relay(
+            lambda node: on_node(RelayActor, node, scratch.name, node),
+            here=this_node(),
+            has_died=has_died,
+            explain=lambda error: first_cause(error, "weights", []),
+        )
+        newest = Newest(relay)
+        pool = start_rollout(config, runtime, place, model, spec, logs, stack, newest, sleeps=sleeps)
         if not learn:
             await pool.ready()
             yield Live(retrievers, _watchdog(cluster, [pool.stalls]), pool, None, None)
             return
         learners = await start_learner(config, learner_actors, model, learner_logs)
-        sync = WeightSync(
+        sync = WeightManager(
+            newest,
             learners,
             pool,
             engine=engine,
             folder=f"/dev/shm/{scratch.name}",
-            probes=probes(),
-            tolerance=1e-4 if engine.dtype == "float32" else 0.1,
-            carriers=carriers,
+            node=this_node(),
+            canary=Canary(probes(), dtype=engine.dtype, vocabulary=read_shape(model).vocabulary),
+            read_saved=read_saved,
         )
         watchdog = _watchdog(cluster, [learners.stalls, pool.stalls])
         try:
             yield Live(retrievers, watchdog, pool, learners, sync)
         finally:
-            await carriers.close()
+            await relay.close()
 
 
 def check_reach(config: RunConfig, machines: AbstractSet[str], here: str) -> None:
@@ -119,6 +131,15 @@ def check_reach(config: RunConfig, machines: AbstractSet[str], here: str) -> Non
             "start one that they reach (bash retrieval_launch.sh corpus=FILE host=0.0.0.0 port=N) and write "
             "retriever=http://HOST:N"
         )
+
+
+def read_saved(folder: Path, dtype: str) -> Iterable[tuple[str, Tensor]]:
+    """The weights of a Hugging Face folder by name."""
+    import torch
+
+    from verl.learner.saved_weights import read_weights
+
+    return read_weights(folder, getattr(torch, dtype))
 
 
 def _watchdog(cluster: ClusterConfig, looks: Sequence[Look]) -> Watchdog:
@@ -133,7 +154,7 @@ def start_rollout(
     spec: AgentSpec,
     logs: Path,
     stack: ExitStack,
-    carriers: Carriers,
+    newest: Newest,
     *,
     sleeps: bool,
 ) -> RolloutPool:
@@ -162,11 +183,11 @@ def start_rollout(
     pool = RolloutPool(
         start,
         [logs / f"rollout_{worker}.log" for worker in range(config.rollout.workers)],
+        newest,
         open_timeout_s=config.rollout.start_timeout_s,
         max_restarts=config.cluster.max_worker_restarts,
         fixed_shares=config.deterministic,
         sleeps=sleeps,
-        carriers=carriers,
     )
     stack.callback(pool.stop_starting)
     return pool

@@ -51,7 +51,8 @@ async def syncs(engine: VllmEngine, model: Path, folder: Path, repeats: int) -> 
     """Median seconds to publish and to load."""
     from transformers import AutoModelForCausalLM
 
-    from verl.sync.carrier import publish, release
+    from verl.sync.file import publish
+    from verl.sync.relay import release
 
     weights: Any = AutoModelForCausalLM.from_pretrained(model)
     times = []

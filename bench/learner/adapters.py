@@ -24,10 +24,9 @@ from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
 from verl.learner.phase import Phase
-from verl.sync.adapters import HeldBase
-from verl.sync.carrier import publish, release
-from verl.sync.receiver import load_file
-from verl.sync.update import WeightUpdate
+from verl.sync import WeightUpdate
+from verl.sync.file import HeldBase, load_file, publish
+from verl.sync.relay import release
 
 MEMORY = "/dev/shm"
 

@@ -14,6 +14,7 @@ from verl.cluster.pool import RolloutPool
 from verl.data.tasks import Task
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
+from verl.sync.manager import Newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -51,7 +52,7 @@ async def test_groups_of_a_lost_node_are_played_on_the_other(cluster: Any, tmp_p
         place = {"second": 0.1} if number else {}
         return ray.remote(Worker).options(num_cpus=0.5, resources=place).remote()
 
-    pool = RolloutPool(start, [tmp_path / "0.log", tmp_path / "1.log"], open_timeout_s=120)
+    pool = RolloutPool(start, [tmp_path / "0.log", tmp_path / "1.log"], Newest(), open_timeout_s=120)
     await pool.ready()
     requests = [GroupRequest(n, Task(f"t{n}", "q", ("a",)), 2, "train", "train", 0, Sampling()) for n in range(8)]
     playing = asyncio.ensure_future(pool.run(requests))

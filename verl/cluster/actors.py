@@ -8,23 +8,25 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from verl.cluster.calls import ask_engines
+from verl.cluster.processes import free_port
+from verl.cluster.ray_runtime import this_machine, this_node
 
+if TYPE_CHECKING:
     from verl.algorithms.config import KlEstimator
     from verl.data.samples import TrainingSample
     from verl.learner.config import LearnerConfig
     from verl.learner.phase import Phase
     from verl.rollout.engine_config import EngineConfig
     from verl.rollout.worker import AgentFactory
-    from verl.sync.gpu import Backend
-    from verl.sync.update import WeightUpdate
+    from verl.sync import Sent, WeightUpdate
+    from verl.sync.gpu import GpuSender
     from verl.trajectory import FloatArray
 
 
@@ -38,11 +40,10 @@ def log_to(path: Path) -> None:
     os.close(descriptor)
 
 
-def _address() -> str:
-    """This machine's address in the cluster."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())
+def _meeting_point() -> tuple[str, int]:
+    """This machine's address in the cluster, and a port of it that is free."""
+    address = this_machine()
+    return address, free_port(address)
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,11 @@ class LearnerActor:
         log_to(log)
         self._listener: socket.socket | None = None
         self._shares_gpu = False
-        self._direct: Any = None
-        self._has_base = False
-        self._base: WeightUpdate | None = None
+        self._sender: GpuSender | None = None
 
     def meeting_point(self) -> tuple[str, int]:
         """Where the ranks can meet if this one is rank 0: its address in the cluster, and a port kept for it."""
-        address = _address()
+        address = this_machine()
         self._listener = socket.create_server((address, 0))
         return address, int(self._listener.getsockname()[1])
 
@@ -106,12 +105,14 @@ class LearnerActor:
 
         from verl.learner.distributed import init_process
         from verl.learner.learner import Learner
+        from verl.sync.file import Publisher
 
         if place.device == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         listener, self._listener = self._listener, None
         init_process(place.rank, place.world_size, place.address, place.port, place.device, listener=listener)
         self._learner = Learner(model_path, config, seed=seed, rejected_folder=rejected)
+        self._publisher = Publisher(self._learner, writes=place.rank == 0, node=this_node())
         self._rank = place.rank
         self._shares_gpu = place.shared and place.device == "cuda"
         return self._rank
@@ -119,7 +120,7 @@ class LearnerActor:
     @_gives_back
     def begin_phase(self, phase: Phase) -> None:
         """See ``Learner.begin_phase``."""
-        self._has_base = False  # an earlier phase may have moved it
+        self._publisher.forget_base()  # an earlier phase may have moved it
         self._learner.begin_phase(phase)
 
     @_gives_back
@@ -143,48 +144,22 @@ class LearnerActor:
 
     @_gives_back
     def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate | None:
-        """Gather the weights and write them where the engines of this machine can map them; rank 0 describes them.
-
-        Of LoRA only the adapters, where it says so: the base was written before the first of them.
-        """
+        """Write the weights where the engines of this machine can map them: see ``verl.sync.file``."""
         import torch
 
-        write = partial(self._write, version=version, folder=folder)
-        if not self._learner.sends_adapters:
-            return write(self._learner.named_weights(getattr(torch, dtype)))
-        if not self._has_base:
-            self._base = write(self._learner.named_base(getattr(torch, dtype)), kind="base")
-            self._has_base = True
-        update = write(self._learner.named_adapters(), kind="adapters")
-        return None if update is None else replace(update, base=self._base, scale=self._learner.adapter_scale)
-
-    def _write(
-        self, weights: Iterable[tuple[str, Tensor]], version: int, folder: str, kind: str = "weights"
-    ) -> WeightUpdate | None:
-        from verl.cluster.carriers import this_node
-        from verl.sync.carrier import publish
-
-        if self._rank == 0:
-            return replace(publish(weights, version, folder, kind), node=this_node())
-        for _ in weights:  # the other ranks take part in each gather
-            pass
-        return None
+        return self._publisher.publish(version, getattr(torch, dtype), folder)
 
     @_gives_back
-    def send(self, backend: Backend, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
-        """Give these engines (paused; actors by the name of each process) the weights from GPU to GPU.
-
-        Returns the checksum of what was sent.
-        """
+    def send(self, transport: str, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> Sent:
+        """Give these paused engines the weights from GPU to GPU: see ``verl.sync.gpu``."""
         import torch
 
-        from verl.cluster.transfers import DirectTransfer
+        from verl.sync.gpu import GpuSender
 
-        if self._direct is None:
+        if self._sender is None:
             weights = partial(self._learner.named_weights, getattr(torch, dtype))
-            self._direct = DirectTransfer(backend, weights, rank=self._rank, address=_address())
-        checksum: int = self._direct.send(engines, ranks_per_engine)
-        return checksum
+            self._sender = GpuSender(transport, weights, ask_engines, rank=self._rank, free_port=_meeting_point)
+        return self._sender.send(engines, ranks_per_engine)
 
     @_gives_back
     def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:
@@ -219,7 +194,7 @@ class LearnerActor:
     @_gives_back
     def load(self, folder: str, batches: int | None = None) -> None:
         """Continue from what ``save`` wrote; see ``Learner.load_checkpoint``."""
-        self._has_base = False
+        self._publisher.forget_base()
         self._learner.load_checkpoint(Path(folder) / "learner", batches)
 
 
@@ -238,8 +213,6 @@ def make_rollout_actor_class() -> type:
 
         async def node(self) -> str:
             """The node it is on: whose shared memory its engine can map."""
-            from verl.cluster.carriers import this_node
-
             return this_node()
 
     return RolloutActor

@@ -1,10 +1,13 @@
-"""Calls to other processes, awaited: one that can be a task, and many of which the first error ends all."""
+"""Calls to other processes: one that can be a task, many of which the first error ends all, many told one by one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any
+
+from verl.cluster.ray_runtime import first_cause, has_died
+from verl.errors import EngineDiedError
 
 
 async def answer(call: Awaitable[Any]) -> Any:
@@ -21,3 +24,20 @@ async def all_or_first_error(calls: Sequence[Awaitable[Any]]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def ask_engines(method: str, calls: Mapping[str, tuple[Any, dict[str, Any]]]) -> Iterator[tuple[str, Exception | None]]:
+    """Call ``transfer`` on all engines at the same time, and wait: names as they answer, with what kept one from it."""
+    import ray
+
+    names = {engine.transfer.remote(method, arguments): name for name, (engine, arguments) in calls.items()}
+    waiting = list(names)
+    while waiting:
+        (done,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            ray.get(done)
+        except Exception as error:
+            cause = first_cause(error, f"{names[done]} {method}", [])
+            yield names[done], EngineDiedError(str(cause)) if has_died(error) else cause
+        else:
+            yield names[done], None

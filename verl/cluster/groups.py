@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from verl.algorithms.config import KlEstimator
     from verl.data.samples import TrainingSample
     from verl.learner.phase import Phase
+    from verl.sync import Sent, WeightUpdate
     from verl.sync.canary import Probe
-    from verl.sync.gpu import Backend
-    from verl.sync.update import WeightUpdate
     from verl.trajectory import FloatArray
 
 
@@ -74,9 +73,9 @@ class LearnerGroup:
         """Write this version of the weights where the engines can map it."""
         return await self._all("publish", version, dtype, folder)
 
-    async def send(self, backend: Backend, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> int:
-        """Give these paused engines the weights from GPU to GPU; returns the checksum of what was sent."""
-        return await self._all("send", backend, dtype, dict(engines), ranks_per_engine)
+    async def send(self, transport: str, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> Sent:
+        """Give these paused engines the weights from GPU to GPU."""
+        return await self._all("send", transport, dtype, dict(engines), ranks_per_engine)
 
     async def probe(self, prompts: Sequence[Sequence[int]]) -> Probe:
         """The learner's side of the canary."""

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl.cluster.calls import all_or_first_error
 from verl.cluster.ray_runtime import has_died
-from verl.cluster.replica import AsFile, Canary, Newest, Replica
+from verl.cluster.replica import Replica
 from verl.cluster.replicas import Replicas, Start
 from verl.cluster.watchdog import Stall
-from verl.errors import EngineDiedError, UserError
+from verl.errors import UserError
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.router import Router
 
 if TYPE_CHECKING:
-    from verl.cluster.carriers import Carriers
-    from verl.sync.update import WeightUpdate
+    from verl.sync.manager import Newest
 
 Call = Callable[[Any], Awaitable[Any]]
 """What to ask of a worker, given its actor."""
-Send = Callable[[Mapping[str, Any]], Awaitable[int]]
-"""Gives these engines, by the name of each process, new weights from GPU to GPU; returns the checksum."""
 
 EPISODES_PER_CALL = 64
 """Episodes that travel as one call where shares may move: what a dying worker takes with it at most, a call."""
@@ -43,26 +40,25 @@ class RolloutPool:
         self,
         start: Start,
         logs: Sequence[Path],
+        newest: Newest,
         *,
         open_timeout_s: float,
         max_restarts: int = 0,
         fixed_shares: bool = False,
         sleeps: bool = False,
-        carriers: Carriers | None = None,
     ) -> None:
-        """Start one worker for each log, without waiting for any. ``sleeps``: the learner shares their GPUs.
+        """Start one worker for each log, without waiting for any. ``newest``: the weights that who joins must have.
 
-        ``carriers`` bring weights to workers of other nodes; without them all are on one.
+        ``sleeps``: the learner shares their GPUs.
         """
         self._fixed_shares = fixed_shares
         self._sleeps = sleeps
         self._router: Router[int] = Router()
-        self._newest = Newest(carriers)
         self._replicas = Replicas(
             start,
             logs,
             self._router,
-            self._newest,
+            newest,
             open_timeout_s=open_timeout_s,
             max_restarts=max_restarts,
             fixed_shares=fixed_shares,
@@ -150,63 +146,7 @@ class RolloutPool:
 
     # -- what all are asked --
 
-    async def update_weights(self, update: WeightUpdate, version: int) -> None:
-        """Give every engine this version; who joins later gets it first, so keep its file until the next version."""
-        async with self._replicas.lock:
-            self._newest.set_weights(update, version)
-            await self._on_all("update_weights", self._newest.give)
-            await self._replicas.prepare_joins()
-
-    async def transfer(self, send: Send, as_file: AsFile, version: int) -> None:
-        """Let the learner give every engine this version itself, while they pause.
-
-        Who joins later gets a file of it, if the learner can still write one, and else waits for the next version.
-        """
-        async with self._replicas.lock:
-            self._newest.set_source(as_file, version)
-            paused = await self._on_all("pause", lambda actor: actor.pause.remote())
-            receivers = [replica for replica in self._replicas.serving if replica.name in paused]
-            try:
-                checksum = await send({replica.process: replica.actor for replica in receivers}) if receivers else 0
-            except EngineDiedError as error:  # NCCL: those that live may wait in a broadcast for ever
-                for replica in receivers:
-                    self._replicas.lose(replica, replica.actor, error, "the transfer to its group broke off")
-            else:
-                await self._on_all("commit_received", lambda actor: actor.commit_received.remote(version, checksum))
-            await self._replicas.prepare_joins()
-
-    async def confirm(self, canary: Canary) -> None:
-        """Let every engine answer the canary's prompts, and ``check`` each answer; who joins later is checked first."""
-        async with self._replicas.lock:
-            self._newest.set_canary(canary)
-            for answer in (await self._on_all("probe", lambda actor: actor.probe.remote(canary.prompts))).values():
-                canary.check(answer)
-
-    async def stats(self) -> dict[str, dict[str, float]]:
-        """The counters of each worker that answers, by its name."""
-        return await self._on_all("stats", lambda actor: actor.stats.remote())
-
-    @contextlib.asynccontextmanager
-    async def resting(self) -> AsyncIterator[None]:
-        """The learner's turn: inside the block engines that share its GPUs sleep. Episodes go on afterwards.
-
-        Nobody joins and no weights are given out meanwhile. Where nothing is shared this does nothing.
-        """
-        if not self._sleeps:
-            yield
-            return
-        async with self._replicas.freeze():
-            await self._on_all("sleep", lambda actor: actor.sleep.remote())
-            yield
-            await self._on_all("wake", lambda actor: actor.wake.remote())
-
-    async def stalls(self) -> list[Stall]:
-        """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog."""
-        if self._replicas.frozen:
-            return []
-        return list(await asyncio.gather(*(replica.stall() for replica in self._replicas.serving)))
-
-    async def _on_all(self, what: str, call: Call) -> dict[str, Any]:
+    async def on_all(self, what: str, call: Call) -> dict[str, Any]:
         """The answers of the workers in service, by name. One that fails is left out, and started again.
 
         Whatever failed, it is that worker's: a run ends when it failed too often, with that as the cause. Raises the
@@ -225,6 +165,43 @@ class RolloutPool:
 
         await all_or_first_error([ask(replica) for replica in self._replicas.serving])
         return answers
+
+    def processes(self, names: Collection[str]) -> dict[str, Any]:
+        """The actors of these workers, where they are in service, by the name of their process."""
+        return {replica.process: replica.actor for replica in self._replicas.serving if replica.name in names}
+
+    def replace(self, names: Collection[str], error: Exception, consequence: str) -> None:
+        """Start these workers again."""
+        for replica in [replica for replica in self._replicas.serving if replica.name in names]:
+            self._replicas.lose(replica, replica.actor, error, consequence)
+
+    async def prepare_joins(self) -> None:
+        """Weights were given out: who waits to join must be able to have them before the learner goes on."""
+        await self._replicas.prepare_joins()
+
+    async def stats(self) -> dict[str, dict[str, float]]:
+        """The counters of each worker that answers, by its name."""
+        return await self.on_all("stats", lambda actor: actor.stats.remote())
+
+    @contextlib.asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """The learner's turn: inside the block engines that share its GPUs sleep. Episodes go on afterwards.
+
+        Nobody joins and no weights are given out meanwhile. Where nothing is shared this does nothing.
+        """
+        if not self._sleeps:
+            yield
+            return
+        async with self._replicas.freeze():
+            await self.on_all("sleep", lambda actor: actor.sleep.remote())
+            yield
+            await self.on_all("wake", lambda actor: actor.wake.remote())
+
+    async def stalls(self) -> list[Stall]:
+        """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog."""
+        if self._replicas.frozen:
+            return []
+        return list(await asyncio.gather(*(replica.stall() for replica in self._replicas.serving)))
 
 
 def _key(request: GroupRequest) -> str:

@@ -164,10 +164,26 @@ async def ready(what: str, answers: Sequence[Awaitable[Any]], timeout_s: float, 
 
 
 def this_machine() -> str:
-    """The driver's address in the cluster."""
+    """This process's address in the cluster."""
     import ray
 
     return str(ray.util.get_node_ip_address())
+
+
+def this_node() -> str:
+    """Ray's id of the node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def on_node(cls: type, node: str, *args: Any) -> Any:
+    """Start an actor on one node, beside whatever runs there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(cls).options(num_cpus=0, scheduling_strategy=place).remote(*args)
 
 
 def has_died(error: Exception) -> bool:

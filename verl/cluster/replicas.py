@@ -13,12 +13,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl.cluster.ray_runtime import ready
-from verl.cluster.replica import Newest, Replica
+from verl.cluster.replica import Replica
 from verl.errors import InfrastructureError
 from verl.rollout.router import Router
+
+if TYPE_CHECKING:
+    from verl.sync.manager import Newest
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +54,6 @@ class Replicas:
         self._max_restarts = max_restarts
         self._fixed_shares = fixed_shares
         self.all = [Replica(number, start(number), logfile) for number, logfile in enumerate(logs)]
-        self.lock = asyncio.Lock()
-        """Held while weights are given out: who joins does so before or after, never in between."""
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._changed = asyncio.Event()
@@ -135,11 +136,11 @@ class Replicas:
 
     async def _try_join(self, replica: Replica) -> bool:
         """False if the newest weights cannot be had any more: the next version is on its way."""
-        async with self.lock:
+        async with self._newest.lock:
             try:
                 if not await self._newest.available():
                     return False
-                await self._newest.bring_up(replica.actor)
+                await self._newest.bring_up(replica.name, replica.actor)
             except Exception as error:
                 raise replica.explain(error) from error
             replica.serving, replica.answered = True, time.monotonic()
@@ -166,7 +167,7 @@ class Replicas:
             await asyncio.wait(self._reviving)
         self._thawed.clear()
         try:
-            async with self.lock:
+            async with self._newest.lock:
                 yield
         finally:
             self._thawed.set()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from verl.learner.config import LoraConfig
-from verl.sync.adapters import DOWN, UP, with_adapter
+from verl.sync.file import DOWN, UP, with_adapter
 
 _NAME = "default"  # what peft calls an adapter that was given no name
 _BASE = ".base_layer"

@@ -165,7 +165,7 @@ class Learner:
         return export.gathered(self.model, dtype, merge=False)
 
     def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
-        """Stream the adapters' matrices, whole, in full precision, as ``verl.sync.adapters`` reads them. Collective."""
+        """Stream the adapters' matrices, whole, in full precision, as ``verl.sync.file`` reads them. Collective."""
         return adapters(self.model.lm)
 
     def weights_hash(self) -> str:

@@ -18,7 +18,7 @@ from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_thread import EngineThread
 from verl.rollout.engine_vllm import GenerateRequest, VllmSteppable
 from verl.rollout.interfaces import Generation, Sampling, Turn
-from verl.sync.update import WeightUpdate
+from verl.sync import Sent, WeightUpdate
 
 __all__ = ["EngineConfig", "EngineStats", "GenerateRequest", "VllmEngine"]
 
@@ -118,12 +118,12 @@ class VllmEngine:
         """
         await self._thread.call(lambda: self._vllm.transfer(method, **arguments), fatal=True)
 
-    async def commit_received(self, version: int, checksum: int) -> None:
+    async def commit_received(self, version: int, sent: Sent) -> None:
         """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``.
 
-        Raises EngineDiedError, for the engine is dead then, if what came is not what was sent (``checksum``).
+        Raises EngineDiedError, for the engine is dead then, if it does not hold what was sent.
         """
-        await self._thread.call(lambda: self._vllm.commit_received(version, checksum), fatal=True)
+        await self._thread.call(lambda: self._vllm.commit_received(version, sent), fatal=True)
 
     # -- life --
 

@@ -20,7 +20,8 @@ from verl.rollout.engine_checks import check_architecture
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments
 from verl.rollout.interfaces import Generation, Sampling, Turn
-from verl.sync.update import WeightUpdate
+from verl.sync import Sent, Sums, WeightUpdate
+from verl.sync.canary import ENDS, check_loaded
 from verl.trajectory import FinishReason
 
 
@@ -114,16 +115,22 @@ class VllmSteppable:
     def load_update(self, update: WeightUpdate, version: int) -> None:
         """Load new weights in place on every rank; what is sampled from now on carries ``version``."""
         self._engine.collective_rpc("load_file", kwargs={"update": update, "version": version})
+        if update.base is None:  # with adapters the sum is made here
+            self._check_loaded(update.sums, version, list(ENDS))
         self.commit_version(version)
 
-    def commit_received(self, version: int, checksum: int) -> None:
+    def commit_received(self, version: int, sent: Sent) -> None:
         """Weights that came by ``transfer`` are ``version``. Raises InfrastructureError if they are not those sent."""
         for received in self._engine.collective_rpc("received_checksum"):
-            if received != checksum:
+            if received != sent.checksum:
                 raise InfrastructureError(
-                    f"weights version {version} arrived with checksum {received:08x}, {checksum:08x} was sent"
+                    f"weights version {version} arrived with checksum {received:08x}, {sent.checksum:08x} was sent"
                 )
+        self._check_loaded(sent.sums, version, None)
         self.commit_version(version)
+
+    def _check_loaded(self, sent: Sums, version: int, names: list[str] | None) -> None:
+        check_loaded(sent, self._engine.collective_rpc("loaded_sums", kwargs={"names": names}), version)
 
     def commit_version(self, version: int) -> None:
         """Label new tokens with ``version`` and drop all keys and values that older weights made.

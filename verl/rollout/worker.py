@@ -17,7 +17,7 @@ from verl.rollout.play import GREEDY, EpisodeRequest, Seat, play
 from verl.rollout.progress import EpisodeProgress, Progress, WorkerStatus
 
 if TYPE_CHECKING:
-    from verl.sync.update import WeightUpdate
+    from verl.sync import Sent, WeightUpdate
 
 AgentFactory = Callable[[Any], Agent]
 """Makes the agent from the model's tokenizer, inside the worker's process."""
@@ -94,9 +94,9 @@ class RolloutWorker:
         """A call of the learner's, while the weights are replaced: see ``VllmEngine.transfer``."""
         await self._engine.transfer(method, arguments)
 
-    async def commit_received(self, version: int, checksum: int) -> None:
+    async def commit_received(self, version: int, sent: Sent) -> None:
         """The weights are ``version``, if they are what was sent; episodes go on."""
-        await self._engine.commit_received(version, checksum)
+        await self._engine.commit_received(version, sent)
         await self._engine.resume()
 
     async def sleep(self) -> None:

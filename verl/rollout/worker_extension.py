@@ -10,6 +10,7 @@ On import, once a process:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers import utils as linear_layers
 from vllm.platforms import current_platform
 
-from verl.sync.adapters import HeldBase
-from verl.sync.receiver import load_file
-from verl.sync.update import WeightUpdate
+from verl.sync import Sums, WeightUpdate
+from verl.sync.canary import Fingerprint
+from verl.sync.file import HeldBase, load_file
 
 _pack = linear_layers.dispatch_cpu_unquantized_gemm
 
@@ -36,10 +37,8 @@ def _keep_plain(layer: Any, remove_weight: bool) -> None:
 if current_platform.is_cpu():
     linear_layers.dispatch_cpu_unquantized_gemm = _keep_plain
 
-for _name in ("Ipc", "Nccl"):  # by path: their modules are imported where one is used
-    WeightTransferEngineFactory.register_engine(
-        f"watched_{_name.lower()}", "verl.sync.gpu_receiver", f"Watched{_name}Engine"
-    )
+for _name in ("ipc", "nccl"):  # by path: their modules are imported where one is used
+    WeightTransferEngineFactory.register_engine(f"watched_{_name}", f"verl.sync.{_name}", "Receiver")
 
 
 class WorkerExtension:
@@ -51,16 +50,24 @@ class WorkerExtension:
     _held: HeldBase | None = None
 
     def load_file(self, update: WeightUpdate, version: int) -> None:
-        """New weights from a memory-mapped file: see ``verl.sync.receiver``."""
+        """New weights from a memory-mapped file: see ``verl.sync.file``."""
         if self._held is None:
             self._held = HeldBase()
         with set_current_vllm_config(self.vllm_config):
             load_file(self.model_runner.get_model(), update, version, self._held)
 
     def received_checksum(self) -> int:
-        """Of the weights that came by a GPU transfer: see ``verl.sync.gpu_receiver``."""
+        """Of the weights that came by a GPU transfer: see ``verl.sync.gpu``."""
         checksum: int = self.weight_transfer_engine.received()
         return checksum
+
+    def loaded_sums(self, names: Sequence[str] | None) -> Sums:
+        """What the model's parameters now hold, of these names or of all; a tied one stands under each of its names."""
+        account = Fingerprint()
+        for name, parameter in self.model_runner.get_model().named_parameters(remove_duplicate=False):
+            if names is None or name in names:
+                account.add(name, parameter)
+        return account.sums()
 
     def shared_memory_name(self) -> str:
         """How the names of this engine's shared-memory segments begin; empty if it has none."""

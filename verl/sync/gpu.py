@@ -1,43 +1,36 @@
-"""Weights over CUDA IPC or NCCL: the learner's end of vLLM's own carriers (``weight_transfer: ipc`` or ``nccl``).
+"""Weights from GPU to GPU, by vLLM's own engines of both ends: what ``ipc`` and ``nccl`` have in common.
 
 vLLM's trainer engine drives the transfer; here stand what it asks for: the weights as a source that can be read again
 each round, and a client that reaches our engines. Order of an update: engines pause; start, buckets, finish (vLLM's
-calls); each engine's checksum is compared with the learner's, then it takes the version and steps again. Never run on
-a GPU; messages, buckets and checksums are tested on CPU, through vLLM's own code on both ends.
+calls); each engine compares what came and what it then holds with what the learner sent, takes the version and steps
+again. vLLM keeps the old value of a parameter that was not sent, with a warning at most (for a tied head, which shares
+the embeddings' storage, it warns for nothing); an engine here holds the whole new version or says so.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from verl.sync.fingerprint import Fingerprint
+from verl.errors import EngineDiedError, InfrastructureError
+from verl.sync import Engines, Learner, Sent
+from verl.sync.canary import Fingerprint
+from verl.sync.file import check_complete
 
-Backend = Literal["ipc", "nccl"]
 Arguments = dict[str, Any]
-FanOut = Callable[[str, Sequence[Arguments]], None]
-"""``fan_out(method, arguments)`` calls ``method`` on engine i with ``arguments[i]``, on all at the same time, and
-returns when all have answered (``VllmEngine.transfer`` behind a Ray actor). It raises what any of them raised."""
+Ask = Callable[[str, Mapping[str, tuple[Any, Arguments]]], Iterator[tuple[str, Exception | None]]]
+"""``ask(method, {name: (engine, arguments)})`` calls ``engine.transfer`` on all at the same time, in ``verl.cluster``:
+names as they answer, with what kept one from it, EngineDiedError where it died."""
 
 BUCKET_BYTES = 1 << 28
 """Tensors travel packed in buckets of this size, or of the largest tensor's: a bucket more of GPU memory at the learner
-(``nccl``: two), and one at the engine."""
-
-
-class Sender(Protocol):
-    """vLLM's trainer engine."""
-
-    def send_weights(self) -> None:
-        """One update of every engine, from start to finish. Called by every learner rank."""
-        ...
-
-    def shutdown(self) -> None:
-        """Leave the transfer group, if there is one, also while a transfer hangs."""
-        ...
+(``nccl``: two), and one at the engine. A bucket is filled again only after every engine has copied it out: vLLM's
+engines wait for their device before they answer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,44 @@ class Rendezvous:
     def world_size(self) -> int:
         """All ranks of the transfer group."""
         return 1 + self.engines * self.ranks_per_engine
+
+
+# -- the driver's end --
+
+
+class GpuTransport:
+    """A ``Transport``: the engines pause while the learner gives them its weights."""
+
+    def __init__(self, name: str, dtype: str, ranks_per_engine: int) -> None:
+        """``name`` is ``ipc`` or ``nccl``."""
+        self._name, self._dtype, self._ranks = name, dtype, ranks_per_engine
+
+    async def give(self, version: int, learner: Learner, engines: Engines) -> None:
+        """See ``Transport``; no file is left."""
+        paused = await engines.on_all("pause", lambda actor: actor.pause.remote())
+        if not paused:
+            return
+        try:
+            sent = await learner.send(self._name, self._dtype, engines.processes(paused), self._ranks)
+        except EngineDiedError as error:  # NCCL: those that live may wait in a broadcast for ever
+            engines.replace(paused, error, "the transfer to its group broke off")
+        else:
+            await engines.on_all("commit_received", lambda actor: actor.commit_received.remote(version, sent))
+
+
+# -- the learner's end --
+
+
+class Sender(Protocol):
+    """vLLM's trainer engine."""
+
+    def send_weights(self) -> None:
+        """One update of every engine, from start to finish. Called by every learner rank."""
+        ...
+
+    def shutdown(self) -> None:
+        """Leave the transfer group, if there is one, also while a transfer hangs."""
+        ...
 
 
 class LearnerWeights:
@@ -79,9 +110,9 @@ class LearnerWeights:
             self._fingerprint.add(name, tensor)
             yield name, tensor
 
-    def checksum(self) -> int:
-        """Of the last pass."""
-        return self._fingerprint.value()
+    def sent(self) -> Sent:
+        """The last pass."""
+        return Sent(self._fingerprint.value(), self._fingerprint.sums())
 
     def begin(self) -> None:
         """A transfer begins: no pass of it was made yet."""
@@ -98,23 +129,27 @@ class LearnerWeights:
 
 
 class EngineClient:
-    """vLLM's ``VLLMWeightSyncClient``: the four calls of an update, to all engines at once."""
+    """vLLM's ``VLLMWeightSyncClient``: the calls of an update, to all engines at once."""
 
-    def __init__(self, fan_out: FanOut, engines: int, ranks_per_engine: int) -> None:
-        self._fan_out = fan_out
-        self._engines = engines
+    def __init__(self, engines: Mapping[str, Any], ask: Ask, *, ranks_per_engine: int, go_past_dead: bool) -> None:
+        """With ``go_past_dead`` an engine that dies is left out from then on; whoever commits the version finds it."""
+        self._engines = dict(engines)
+        self._ask = ask
         self._ranks_per_engine = ranks_per_engine
+        self._go_past_dead = go_past_dead
+        self.death: EngineDiedError | None = None
+        """What ended the transfer, if an engine's death did."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called before an engine's error is raised: with NCCL the sender's broadcast would wait for ever."""
 
     def init_weight_transfer_engine(self, init_info: Arguments) -> None:
         """Introduce the engines; each gets its own place among the ranks where places matter (NCCL)."""
-        infos = [dict(init_info) for _ in range(self._engines)]
+        infos = [dict(init_info) for _ in self._engines]
         if "rank_offset" in init_info:
             for number, info in enumerate(infos):
                 info["rank_offset"] += number * self._ranks_per_engine
         self._same("shutdown_weight_transfer_engine", {})  # of a group that had other members
-        self._fan_out("init_weight_transfer_engine", [{"init_info": info} for info in infos])
+        self._call("init_weight_transfer_engine", [{"init_info": info} for info in infos])
 
     def start_weight_update(self) -> None:
         """Open an update on every engine."""
@@ -129,34 +164,145 @@ class EngineClient:
             raise
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the update. The pool commits the version, by ``VllmEngine.commit_received``."""
+        """Close the update. The manager commits the version, by ``VllmEngine.commit_received``."""
         self._same("finish_weight_update", {})
 
     def _same(self, method: str, arguments: Arguments) -> None:
-        self._fan_out(method, [arguments] * self._engines)
+        self._call(method, [arguments] * len(self._engines))
+
+    def _call(self, method: str, arguments: Sequence[Arguments]) -> None:
+        calls = {name: (engine, own) for (name, engine), own in zip(self._engines.items(), arguments, strict=True)}
+        for name, error in self._ask(method, calls):
+            if isinstance(error, EngineDiedError) and self._go_past_dead:
+                del self._engines[name]
+            elif error is not None:
+                self.death = error if isinstance(error, EngineDiedError) else None
+                raise error
+
+
+class GpuSender:
+    """One rank of the learner; all send at the same time. Meets engines anew when others are there."""
+
+    def __init__(
+        self,
+        transport: str,
+        named_weights: Callable[[], Iterator[tuple[str, Tensor]]],
+        ask: Ask,
+        *,
+        rank: int,
+        free_port: Callable[[], tuple[str, int]],
+    ) -> None:
+        """``free_port`` finds where engines can meet this rank, if it is the first."""
+        self._transport = importlib.import_module(f"verl.sync.{transport}")
+        self._weights = LearnerWeights(named_weights)
+        self._ask = ask
+        self._rank = rank
+        self._free_port = free_port
+        self._client: EngineClient | None = None
+        self._sender: Sender | None = None
+        self._members: tuple[str, ...] = ()
+
+    def send(self, engines: Mapping[str, Any], ranks_per_engine: int) -> Sent:
+        """One version to these engines, by the name of each process. Collective.
+
+        Raises EngineDiedError if one died whom the others would wait for.
+        """
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM reads on streams of its own what the optimizer wrote on another
+        self._weights.begin()
+        try:
+            if self._sender is None or tuple(engines) != self._members:
+                self._meet(engines, ranks_per_engine)
+            assert self._sender is not None
+            self._sender.send_weights()
+        except Exception as error:
+            client, self._client, self._members = self._client, None, ()  # the next transfer meets anew
+            if client is None or client.death is None:
+                raise
+            self._weights.finish()
+            raise client.death from error  # whatever that broke first: the rendezvous, the broadcast
+        return self._weights.sent()
+
+    def _meet(self, engines: Mapping[str, Any], ranks_per_engine: int) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+            self._sender = None
+        address, port = self._free_port() if self._rank == 0 else ("", 0)
+        meeting = Rendezvous(address, port, len(engines), ranks_per_engine)
+        past_dead = self._transport.GOES_PAST_DEAD
+        self._client = EngineClient(engines, self._ask, ranks_per_engine=ranks_per_engine, go_past_dead=past_dead)
+        self._sender = open_sender(self._transport, self._weights, self._client, rank=self._rank, meeting=meeting)
+        self._members = tuple(engines)
 
 
 def open_sender(
-    backend: Backend, weights: LearnerWeights, fan_out: FanOut, *, rank: int, meeting: Rendezvous
+    transport: Any, weights: LearnerWeights, client: EngineClient, *, rank: int, meeting: Rendezvous
 ) -> Sender:
-    """A trainer engine whose ``send_weights()`` gives every engine the learner's weights. Called by every learner rank.
+    """A trainer engine of ``transport`` (the module) whose ``send_weights()`` gives every engine the weights.
 
-    The engines must be paused around ``send_weights`` (half-loaded weights may not be stepped), then given the version
-    and the checksum (``VllmEngine.commit_received``) and resumed.
+    Called by every learner rank. The engines must be paused around ``send_weights``: half-loaded weights may not be
+    stepped.
     """
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    client = EngineClient(fan_out, meeting.engines, meeting.ranks_per_engine)
-    bucket = weights.bucket_bytes()
-    info: Any = (
-        IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=bucket)
-        if backend == "ipc"
-        else NCCLTrainerInitInfo(
-            meeting.address, meeting.port, meeting.world_size, rank=rank, packed_buffer_size_bytes=bucket
-        )
-    )
+    info = transport.trainer_info(meeting, rank, weights.bucket_bytes())
     sender: Sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=weights)
     client.on_failure = sender.shutdown
     return sender
+
+
+# -- the engine's end --
+
+
+class Arrivals:
+    """What one update brought so far; stands in for the model where vLLM's receivers load into it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        # Now, because while vLLM loads, tied parameters are apart.
+        self._parameters = [name for name, _ in model.named_parameters()]
+        self._loaded: set[str] = set()
+        self._fingerprint = Fingerprint()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load one bucket of tensors, and note them."""
+        bucket = list(weights)
+        for name, tensor in bucket:
+            self._fingerprint.add(name, tensor)
+        loaded = set(self._model.load_weights(bucket))
+        self._loaded |= loaded
+        return loaded
+
+    def checksum(self) -> int:
+        """Of all that came. Raises InfrastructureError if a parameter was left out."""
+        check_complete(self._parameters, self._loaded, "the transfer")
+        return self._fingerprint.value()
+
+
+class Watched:
+    """Before one of vLLM's receivers among the base classes: notes what its updates bring."""
+
+    model: Any
+    _arrivals: Arrivals | None = None
+
+    def start_weight_update(self) -> None:
+        """Vllm's, with a fresh account."""
+        self._arrivals = Arrivals(self.model)
+        super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        """Vllm's, into the model by way of the account."""
+        model, self.model = self.model, self._arrivals
+        try:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        finally:
+            self.model = model
+
+    def received(self) -> int:
+        """The checksum of the update that has just been finished, once. Raises InfrastructureError if it left gaps."""
+        arrivals, self._arrivals = self._arrivals, None
+        if arrivals is None:
+            raise InfrastructureError("no weights were received since the last version")
+        return arrivals.checksum()

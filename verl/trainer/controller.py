@@ -23,6 +23,7 @@ from verl.data.tasks import Task
 from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
+from verl.sync.manager import WeightManager
 from verl.tracking import Tracker
 from verl.trainer.alarms import watch
 from verl.trainer.assign import Assigner
@@ -42,7 +43,6 @@ from verl.trainer.shaping import Shaping
 from verl.trainer.state import Best, LoopState
 from verl.trainer.summary import summarize
 from verl.trainer.warmup import warm_up
-from verl.trainer.weights import WeightSync
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Controller:
         folder: RunFolder,
         learners: LearnerGroup,
         pool: RolloutPool,
-        sync: WeightSync,
+        sync: WeightManager,
         tracker: Tracker,
         describe: Describe,
         gold: GoldScorer | None = None,

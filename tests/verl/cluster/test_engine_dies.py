@@ -18,12 +18,15 @@ from pathlib import Path
 from verl.cluster.config import ClusterConfig
 from verl.cluster.pool import RolloutPool
 from verl.cluster.ray_runtime import RayRuntime
-from verl.cluster.replica import Canary
 from verl.data.tasks import Task
 from verl.errors import EngineDiedError
 from verl.rollout.engine_thread import EngineThread
 from verl.rollout.groups import Group, GroupRequest
+from verl.rollout.engine_config import EngineConfig
 from verl.rollout.interfaces import Sampling
+from verl.sync import WeightUpdate
+from verl.sync.canary import Canary
+from verl.sync.manager import Newest, WeightManager
 
 CALLS = ["update_weights", "probe", "sleep", "wake"]
 
@@ -41,9 +44,19 @@ class Worker:
     async def run_groups(self, requests):
         await self.call("run_groups"); return [Group(r.number, r.task) for r in requests]
     async def update_weights(self, update, version): await self.call("update_weights"); self.version = version
-    async def probe(self, prompts): await self.call("probe"); return self.version
+    async def probe(self, prompts): await self.call("probe"); return [(self.version, 0.0, 0.0)]
     async def sleep(self): await self.call("sleep")
     async def wake(self): await self.call("wake")
+
+class Learner:
+    changes = 0
+    async def publish(self, version, dtype, folder): return WeightUpdate(version, "/nowhere", (), 0, 0)
+    async def probe(self, prompts): return [(0, 0.0, 0.0)]
+
+class Noted(Canary):
+    def check(self, who, engine): seen.append(engine[0][0])
+
+seen = []
 
 async def main(runtime):
     for dies_in in CALLS:
@@ -51,13 +64,17 @@ async def main(runtime):
         def start(number):
             started.append(number)
             return runtime.actor(Worker, 1, dies_in if len(started) == 1 else "")
-        pool = RolloutPool(start, [Path(sys.argv[1]) / "log"], open_timeout_s=60, max_restarts=1, sleeps=True)
+        newest = Newest()
+        log = Path(sys.argv[1]) / "log"
+        pool = RolloutPool(start, [log], newest, open_timeout_s=60, max_restarts=1, sleeps=True)
+        weights = WeightManager(
+            newest, Learner(), pool, engine=EngineConfig(), folder="/nowhere", node="",
+            canary=Noted([[1]], dtype="float32", vocabulary=9), read_saved=None,
+        )
         await pool.ready()
-        seen = []
         for version in (1, 2):
             async with pool.resting(): pass
-            await pool.update_weights(None, version)
-            await pool.confirm(Canary([[1]], seen.append))
+            await weights.push(version)
             [group] = await pool.run([GroupRequest(version, Task("t", "q", ("a",)), 1, "d", "s", 0, Sampling())])
         assert len(started) == 2, (dies_in, started)
         assert seen[-1] == 2, seen

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 import ray, torch
 from ray.cluster_utils import Cluster
-from verl.cluster.carriers import Carriers, this_node
+from verl.cluster.ray_runtime import has_died, on_node, this_node
 from verl.sync import relay
-from verl.sync.carrier import mapped_weights, publish
+from verl.sync.file import mapped_weights, publish
 
 run = f"sleuth-test{os.getpid()}"
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -29,26 +29,28 @@ home, there = this_node(), other.node_id
 assert home != there
 
 async def main():
-    carriers = Carriers(run)
+    ways = relay.Relay(
+        lambda node: on_node(relay.RelayActor, node, run, node), here=home, has_died=has_died, explain=lambda e: e
+    )
     tensors = [("a", torch.arange(9_000_000.0)), ("b", torch.ones(7, dtype=torch.bfloat16))]  # three pieces
     update = replace(publish(iter(tensors), 3, f"/dev/shm/{run}"), node=home)
     assert update.size_bytes > 2 * relay.PIECE_BYTES
-    assert await carriers.at(update, home) is update
-    first, second = await asyncio.gather(carriers.at(update, there), carriers.at(update, there))
+    assert await ways.at(update, home) is update
+    first, second = await asyncio.gather(ways.at(update, there), ways.at(update, there))
     assert first == second and first.node == there and first.path != update.path
     with mapped_weights(first) as weights:
         for (name, tensor), (expected, original) in zip(weights, tensors, strict=True):
             assert name == expected and torch.equal(tensor, original)
-    await carriers.release(update)
+    await ways.release(update)
     assert not Path(first.path).exists() and not Path(update.path).exists()
     gone = replace(update, path=update.path + ".gone")
     try:
-        await carriers.at(gone, there)
+        await ways.at(gone, there)
     except Exception as error:
         assert type(error).__name__ == "InfrastructureError" and "did not reach node" in str(error), error
     else:
         raise AssertionError("a file that is gone was sent")
-    await carriers.close()
+    await ways.close()
 
 asyncio.run(main())
 print("left", sorted(path.name for path in Path(f"/dev/shm/{run}").iterdir()))

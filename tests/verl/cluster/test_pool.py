@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from verl.cluster.pool import EPISODES_PER_CALL, RolloutPool
-from verl.cluster.replica import Canary
 from verl.data.tasks import Task
 from verl.errors import EngineDiedError, InfrastructureError, UserError
+from verl.rollout.engine_config import EngineConfig
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
 from verl.rollout.progress import Waiting, WorkerStatus
+from verl.sync import Sent, WeightUpdate
+from verl.sync.canary import Canary
+from verl.sync.manager import Newest, WeightManager
 
 
 class FakeWorker:
@@ -34,7 +37,7 @@ class FakeWorker:
         """The checksum of what came from the learner's GPU."""
         self.versions: list[int | None] = []
         """Of its weights, when each call came."""
-        self.asleep = self.silent = False
+        self.asleep = self.silent = self.noisy = False
         self.fail_at: dict[str, Exception] = {}
         """What the next call of a name raises."""
         self.go = asyncio.Event()
@@ -87,8 +90,8 @@ class FakeWorker:
         await asyncio.sleep(0)
         self.asleep = True
 
-    async def do_commit_received(self, version: int, checksum: int) -> None:
-        assert (self.asleep, self.received) == (True, checksum)
+    async def do_commit_received(self, version: int, sent: Sent) -> None:
+        assert (self.asleep, self.received, self.noisy) == (True, sent.checksum, False)
         self.version, self.asleep = version, False
 
     async def do_probe(self, prompts: Sequence[Sequence[int]]) -> Any:
@@ -109,14 +112,78 @@ class FakeWorker:
         return {"busy_s": 1.0}
 
 
+class FakeLearner:
+    """Writes files and sends; ``changes`` grows when it trains on."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.sent: list[list[str]] = []
+        self.files: list[int] = []
+        self.breaks_off: Exception | None = None
+
+    async def publish(self, version: int, dtype: str, folder: str) -> WeightUpdate:
+        await asyncio.sleep(0)
+        self.files.append(version)
+        return WeightUpdate(version, f"/nowhere/{version}", (), 0, 0)
+
+    async def send(self, transport: str, dtype: str, engines: Mapping[str, Any], ranks_per_engine: int) -> Sent:
+        if self.breaks_off is not None:
+            raise self.breaks_off
+        self.sent.append(list(engines))
+        for worker in engines.values():
+            assert worker.asleep
+            worker.received = len(self.sent)
+        await asyncio.sleep(0)
+        return Sent(len(self.sent))
+
+    async def probe(self, prompts: Any) -> Any:
+        return [(0, 0.0, 0.0)]
+
+
+class NotedCanary(Canary):
+    """Notes the answers, and refuses those after the first ``passes``."""
+
+    def __init__(self, passes: int = 1000) -> None:
+        super().__init__([[1]], dtype="float32", vocabulary=100)
+        self.answers: list[Any] = []
+        self.passes = passes
+
+    def check(self, who: str, engine: Any) -> None:
+        self.answers.append(engine)
+        if len(self.answers) > self.passes:
+            raise InfrastructureError("canary: other weights")
+
+
 class Processes:
     """Starts fake workers; ``made[n]`` are the processes of worker n, in order."""
 
-    def __init__(self, tmp_path: Path, workers: int, *, broken_after_first: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        workers: int,
+        *,
+        broken_after_first: bool = False,
+        transport: Any = "shm",
+        canary_passes: int = 1000,
+        **options: Any,
+    ) -> None:
         self.made: dict[int, list[FakeWorker]] = {number: [] for number in range(workers)}
         self._broken_after_first = broken_after_first
         logs = [tmp_path / f"rollout_{number}.log" for number in range(workers)]
-        self.pool = RolloutPool(self._start, logs, open_timeout_s=5, **options)
+        newest = Newest()
+        self.pool = RolloutPool(self._start, logs, newest, open_timeout_s=5, **options)
+        self.learner, self.canary = FakeLearner(), NotedCanary(canary_passes)
+        engine = EngineConfig(weight_transfer=transport)
+        self.push = WeightManager(
+            newest,
+            self.learner,
+            self.pool,
+            engine=engine,
+            folder="/nowhere",
+            node="",
+            canary=self.canary,
+            read_saved=lambda folder, dtype: [],
+        ).push
 
     def _start(self, number: int) -> FakeWorker:
         worker = FakeWorker(number, broken=self._broken_after_first and bool(self.made[number]))
@@ -189,39 +256,36 @@ async def test_a_dead_workers_groups_are_played_on_the_others_and_it_comes_back(
 async def test_a_worker_that_comes_back_has_the_newest_weights_and_is_checked_before_it_serves(tmp_path: Path) -> None:
     processes = Processes(tmp_path, 1, max_restarts=1)
     await processes.pool.ready()
-    await processes.pool.update_weights(None, 3)  # type: ignore[arg-type]
-    checked: list[Any] = []
-    await processes.pool.confirm(Canary([[1]], checked.append))
+    await processes.push(3)
     processes.now(0).die()
     assert [group.number for group in await processes.pool.run(requests([5]))] == [5]
     assert processes.now(0).versions == [3]
-    assert checked == [[(3, 0.0, 0.0)], [(3, 0.0, 0.0)]]
+    assert processes.canary.answers == [[(3, 0.0, 0.0)], [(3, 0.0, 0.0)]]
 
 
 async def test_a_worker_that_disagrees_with_the_learner_does_not_come_back(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 2, max_restarts=2)
+    processes = Processes(tmp_path, 2, max_restarts=2, canary_passes=2)
     await processes.pool.ready()
-    await processes.pool.update_weights(None, 1)  # type: ignore[arg-type]
-    passed: list[Any] = []
-
-    def check(answer: Any) -> None:
-        passed.append(answer)
-        if len(passed) > 2:
-            raise InfrastructureError("canary: other weights")
-
-    await processes.pool.confirm(Canary([[1]], check))
+    await processes.push(1)
     processes.now(0).die()
     await processes.pool.run(requests(range(4)))
     await settle()
-    assert len(passed) == 4
+    assert len(processes.canary.answers) == 4
     assert processes.now(0).calls == []
+
+
+async def test_an_engine_that_disagrees_after_a_push_ends_the_run(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, 2, max_restarts=2, canary_passes=1)
+    await processes.pool.ready()
+    with pytest.raises(InfrastructureError, match="other weights"):
+        await processes.push(1)
 
 
 async def test_a_worker_found_dead_by_a_weight_update_is_left_out_and_started_again(tmp_path: Path) -> None:
     processes = Processes(tmp_path, 2, max_restarts=1)
     await processes.pool.ready()
     processes.now(0).die()
-    await processes.pool.update_weights(None, 2)  # type: ignore[arg-type]
+    await processes.push(2)
     assert processes.now(1).version == 2
     await settle()
     assert processes.now(0).version == 2
@@ -267,85 +331,55 @@ async def test_a_mistake_is_told_and_costs_no_worker(tmp_path: Path) -> None:
     assert len(processes.made[0]) == 1
 
 
-class FakeLearner:
-    """Sends from GPU to GPU; ``busy`` once it has trained on."""
-
-    def __init__(self, pool: RolloutPool) -> None:
-        self.pool = pool
-        self.busy = False
-        self.sent: list[list[str]] = []
-        self.files: list[int] = []
-
-    async def push(self, version: int) -> None:
-        self.busy = False
-
-        async def send(engines: Mapping[str, Any]) -> int:
-            self.sent.append(list(engines))
-            for worker in engines.values():
-                assert worker.asleep
-                worker.received = 40 + version
-            await asyncio.sleep(0)
-            return 40 + version
-
-        async def as_file() -> Any:
-            await asyncio.sleep(0)
-            if self.busy:
-                return None
-            self.files.append(version)
-            return "file"
-
-        await self.pool.transfer(send, as_file, version)
-
-
 async def test_engines_pause_get_their_weights_and_take_the_version(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 2)
+    processes = Processes(tmp_path, 2, transport="nccl")
     await processes.pool.ready()
-    learner = FakeLearner(processes.pool)
-    await learner.push(3)
+    learner = processes.learner
+    await processes.push(3)
     assert [processes.now(number).version for number in (0, 1)] == [3, 3]
     assert not processes.now(0).asleep
     assert (learner.sent, learner.files) == ([["rollout_0.0", "rollout_1.0"]], [])
 
 
 async def test_a_worker_found_dead_before_a_transfer_is_left_out_and_gets_a_file_of_it(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 2, max_restarts=1)
+    processes = Processes(tmp_path, 2, transport="nccl", max_restarts=1)
     await processes.pool.ready()
-    learner = FakeLearner(processes.pool)
+    learner = processes.learner
     processes.now(0).die()
-    await learner.push(2)
-    learner.busy = True
+    await processes.push(2)
+    learner.changes += 1
     await settle()
     assert processes.now(0).version == 2
-    await learner.push(3)
+    await processes.push(3)
     assert learner.sent == [["rollout_1.0"], ["rollout_0.1", "rollout_1.0"]]
     assert learner.files == [2]
     assert [processes.now(number).version for number in (0, 1)] == [3, 3]
 
 
 async def test_a_worker_that_joins_while_the_learner_waits_gets_a_file_written_for_it(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 1, max_restarts=1, fixed_shares=True)
+    processes = Processes(tmp_path, 1, transport="nccl", max_restarts=1, fixed_shares=True)
     await processes.pool.ready()
-    learner = FakeLearner(processes.pool)
-    await learner.push(1)
+    learner = processes.learner
+    await processes.push(1)
     processes.now(0).die()
     await asyncio.wait_for(processes.pool.run(requests([5])), 5)
     assert (processes.now(0).versions, learner.files) == ([1], [1])
 
 
 async def test_a_worker_that_joins_after_the_learner_went_on_waits_for_the_next_version(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 2, max_restarts=1)
+    processes = Processes(tmp_path, 2, transport="nccl", max_restarts=1)
     await processes.pool.ready()
-    learner = FakeLearner(processes.pool)
-    await learner.push(1)
-    learner.busy = True
+    learner = processes.learner
+    await processes.push(1)
+    learner.changes += 1
     processes.now(0).die()
     await processes.pool.run(requests(range(4)))
     await settle()
     assert len(processes.made[0]) == 2
     await processes.pool.run(requests(range(4, 8)))
     assert processes.now(0).calls == []
-    await learner.push(2)
-    learner.busy = True
+    await processes.push(2)
+    learner.changes += 1
     await settle()
     await processes.pool.run(requests(range(8, 12)))
     assert set(processes.now(0).versions) == {2}
@@ -353,33 +387,22 @@ async def test_a_worker_that_joins_after_the_learner_went_on_waits_for_the_next_
 
 
 async def test_an_engine_whose_weights_did_not_arrive_whole_is_replaced(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 1, max_restarts=1)
+    processes = Processes(tmp_path, 1, transport="ipc", max_restarts=1)
     await processes.pool.ready()
-
-    async def send(engines: Mapping[str, Any]) -> int:
-        return 7
-
-    async def as_file() -> Any:
-        return "file"
-
-    await processes.pool.transfer(send, as_file, 1)
+    processes.now(0).noisy = True
+    await processes.push(1)
     assert [group.number for group in await processes.pool.run(requests([3]))] == [3]
     assert processes.now(0).versions == [1]
     assert len(processes.made[0]) == 2
 
 
 async def test_a_group_that_a_dying_engine_broke_is_replaced_whole(tmp_path: Path) -> None:
-    processes = Processes(tmp_path, 2, max_restarts=1)
+    processes = Processes(tmp_path, 2, transport="nccl", max_restarts=1)
     await processes.pool.ready()
-
-    async def send(engines: Mapping[str, Any]) -> int:
-        raise EngineDiedError("rollout_1.0 update_weights: its process died")
-
-    async def as_file() -> Any:
-        return "file"
-
-    await processes.pool.transfer(send, as_file, 4)
+    processes.learner.breaks_off = EngineDiedError("rollout_1.0 update_weights: its process died")
+    await processes.push(4)
     await processes.pool.run(requests([3, 4]))
+    await settle()
     assert [processes.now(number).version for number in (0, 1)] == [4, 4]
     assert [len(made) for made in processes.made.values()] == [2, 2]
 
@@ -392,27 +415,14 @@ FAULTS = {
 CALLS = ["run_groups", "update_weights", "pause", "commit_received", "probe", "sleep", "wake", "stats"]
 
 
-async def whole_step(pool: RolloutPool, version: int, by_file: bool) -> None:
+async def whole_step(processes: Processes, version: int) -> None:
     """Every call that a run makes of its engines."""
-
-    async def send(engines: Mapping[str, Any]) -> int:
-        for worker in engines.values():
-            worker.received = version
-        return version
-
-    async def as_file() -> Any:
-        return "file"
-
-    assert len(await pool.run(requests([2 * version, 2 * version + 1]))) == 2
-    async with pool.resting():
+    assert len(await processes.pool.run(requests([2 * version, 2 * version + 1]))) == 2
+    async with processes.pool.resting():
         pass
-    if by_file:
-        await pool.update_weights(None, version)  # type: ignore[arg-type]
-    else:
-        await pool.transfer(send, as_file, version)
-    await pool.confirm(Canary([[1]], lambda answer: None))
-    await pool.stats()
-    await pool.stalls()
+    await processes.push(version)
+    await processes.pool.stats()
+    await processes.pool.stalls()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -422,17 +432,18 @@ async def test_an_engine_error_at_any_call_replaces_that_engine_and_the_run_goes
 ) -> None:
     if call == "run_groups" and fault == "it failed otherwise":
         pytest.skip("an episode's own mistake is told: no other engine would play it")
-    processes = Processes(tmp_path, 2, sleeps=True, max_restarts=1)
+    transport = "shm" if call == "update_weights" else "nccl"
+    processes = Processes(tmp_path, 2, transport=transport, sleeps=True, max_restarts=1)
     await processes.pool.ready()
-    failing, by_file = processes.now(0), call == "update_weights"
+    failing = processes.now(0)
     failing.fail_at[call] = FAULTS[fault]
     for version in (1, 2):
-        await asyncio.wait_for(whole_step(processes.pool, version, by_file), 5)
+        await asyncio.wait_for(whole_step(processes, version), 5)
     await settle()
     assert failing.fail_at == {}, "the fault was never met"
     assert [len(processes.made[number]) for number in (0, 1)] == [2, 1]
     assert [processes.now(number).version for number in (0, 1)] == [2, 2]
-    await asyncio.wait_for(whole_step(processes.pool, 3, by_file), 5)
+    await asyncio.wait_for(whole_step(processes, 3), 5)
     assert processes.now(0).played != []
     processes.pool.stop_starting()
 
@@ -440,7 +451,7 @@ async def test_an_engine_error_at_any_call_replaces_that_engine_and_the_run_goes
 async def test_an_engine_that_fails_with_its_first_weights_is_replaced(tmp_path: Path) -> None:
     processes = Processes(tmp_path, 2, max_restarts=1)
     processes.now(0).fail_at["update_weights"] = FAULTS["its engine died"]
-    await processes.pool.update_weights(None, 1)  # type: ignore[arg-type]
+    await processes.push(1)
     await processes.pool.run(requests([1, 2]))
     await settle()
     assert [processes.now(number).version for number in (0, 1)] == [1, 1]
@@ -460,7 +471,7 @@ async def test_a_users_mistake_at_a_call_to_all_is_told(tmp_path: Path) -> None:
     await processes.pool.ready()
     processes.now(0).fail_at["update_weights"] = RayTaskError("call", "trace", UserError("write 1 or more"))
     with pytest.raises(UserError, match="write 1"):
-        await processes.pool.update_weights(None, 1)  # type: ignore[arg-type]
+        await processes.push(1)
 
 
 async def test_engines_that_share_gpus_sleep_in_the_learners_turn_alone(tmp_path: Path) -> None:
@@ -537,7 +548,7 @@ def test_whoever_dies_and_whenever_every_group_comes_back_once(
             runs = [processes.pool.run(requests([number], samples=rng.randrange(1, 4))) for number in numbers]
             groups = await asyncio.wait_for(asyncio.gather(*runs), 20)
             assert [group.number for [group] in groups] == list(numbers)
-            await processes.pool.update_weights(None, step + 1)  # type: ignore[arg-type]
+            await processes.push(step + 1)
         await killer
         for process in (process for made in processes.made.values() for process in made):
             for numbers_of_call, version in zip(process.calls, process.versions, strict=True):

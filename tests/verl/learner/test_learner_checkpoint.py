@@ -19,8 +19,7 @@ from verl.learner import checkpoint
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
 from verl.learner.phase import Phase
-from verl.sync.adapters import HeldBase
-from verl.sync.carrier import publish
+from verl.sync.file import HeldBase, publish
 
 MakeSamples = Callable[..., list[TrainingSample]]
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, schedule="linear")

@@ -16,9 +16,9 @@ import torch
 from verl.errors import UserError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Generation, Sampling, Turn
-from verl.sync.adapters import DOWN, UP
-from verl.sync.carrier import publish, release
-from verl.sync.update import WeightUpdate
+from verl.sync import WeightUpdate
+from verl.sync.file import DOWN, UP, publish
+from verl.sync.relay import release
 
 pytestmark = pytest.mark.engine
 

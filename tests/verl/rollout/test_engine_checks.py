@@ -139,7 +139,7 @@ def test_a_request_carries_its_seed_and_keeps_its_stop_string() -> None:
 def test_configuration_and_checks_import_nothing_heavy() -> None:
     code = (
         "import sys, verl.rollout.engine_config, verl.rollout.engine_checks, verl.rollout.engine_settings, "
-        "verl.rollout.engine, verl.sync.update, verl.sync.canary; "
+        "verl.rollout.engine, verl.sync.manager, verl.sync.canary; "
         "print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

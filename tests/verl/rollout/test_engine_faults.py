@@ -17,7 +17,7 @@ import torch
 from verl.errors import EngineDiedError, InfrastructureError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Sampling, Turn
-from verl.sync.carrier import publish
+from verl.sync.file import publish
 
 pytestmark = pytest.mark.engine
 

@@ -1,11 +1,12 @@
-"""Weights through vLLM's own GPU carriers, on CPU: both ends are vLLM's and ours, the device beneath is made up."""
+"""Weights through vLLM's own GPU transports, on CPU: both ends are vLLM's and ours, the device beneath is made up."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import importlib
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch import Tensor
 from verl.errors import InfrastructureError
 from verl.rollout.engine import EngineConfig, VllmEngine
 from verl.rollout.interfaces import Sampling, Turn
-from verl.sync import gpu
-from verl.sync.carrier import publish
+from verl.sync import Sent, gpu
+from verl.sync.file import publish
 
 pytestmark = pytest.mark.engine
 
@@ -92,28 +93,31 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 class Transfer:
     """A learner of one rank and one engine."""
 
-    def __init__(self, engine: VllmEngine, backend: gpu.Backend, weights: dict[str, Tensor]) -> None:
+    def __init__(self, engine: VllmEngine, backend: str, weights: dict[str, Tensor]) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.weights = weights
         self._engine = engine
-        self._backend: gpu.Backend = backend
+        self._backend = backend
         self._source = gpu.LearnerWeights(lambda: iter(self.weights.items()))
         self._sender: gpu.Sender | None = None
 
-    async def send(self) -> int:
+    async def send(self) -> Sent:
         loop = asyncio.get_running_loop()
 
-        def fan_out(method: str, arguments: Sequence[Any]) -> None:
-            [own] = arguments
+        def ask(method: str, calls: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, Exception | None]]:
+            [(name, (_, own))] = calls.items()
             self.calls.append((method, own))
             asyncio.run_coroutine_threadsafe(self._engine.transfer(method, own), loop).result(60)
+            yield name, None
 
-        def run() -> int:
+        def run() -> Sent:
             if self._sender is None:
+                transport = importlib.import_module(f"verl.sync.{self._backend}")
+                client = gpu.EngineClient({"0.0": None}, ask, ranks_per_engine=1, go_past_dead=False)
                 meeting = gpu.Rendezvous("127.0.0.1", 1, 1, 1)
-                self._sender = gpu.open_sender(self._backend, self._source, fan_out, rank=0, meeting=meeting)
+                self._sender = gpu.open_sender(transport, self._source, client, rank=0, meeting=meeting)
             self._sender.send_weights()
-            return self._source.checksum()
+            return self._source.sent()
 
         await self._engine.pause()
         return await asyncio.to_thread(run)
@@ -135,7 +139,7 @@ def models(tiny_model: Path) -> list[Any]:
 
 
 @pytest.fixture(params=["ipc", "nccl"])
-def engine(request: pytest.FixtureRequest, tiny_model: Path, wire: Wire) -> Iterator[tuple[VllmEngine, gpu.Backend]]:
+def engine(request: pytest.FixtureRequest, tiny_model: Path, wire: Wire) -> Iterator[tuple[VllmEngine, str]]:
     engine = VllmEngine(tiny_model, replace(CONFIG, weight_transfer=request.param), seed=0)
     yield engine, request.param
     asyncio.run(engine.close())
@@ -156,9 +160,9 @@ def parameters(model: Any) -> dict[str, Tensor]:
 
 
 def test_every_weight_arrives_in_buckets_and_a_file_is_taken_too(
-    engine: tuple[VllmEngine, gpu.Backend], models: list[Any], wire: Wire, tmp_path: Path
+    engine: tuple[VllmEngine, str], models: list[Any], wire: Wire, tmp_path: Path
 ) -> None:
-    async def use(engine: VllmEngine, backend: gpu.Backend) -> None:
+    async def use(engine: VllmEngine, backend: str) -> None:
         transfer = Transfer(engine, backend, parameters(models[1]))
         for version, model in ((1, models[1]), (2, models[2])):
             transfer.weights = parameters(model)
@@ -184,18 +188,18 @@ def test_every_weight_arrives_in_buckets_and_a_file_is_taken_too(
 
 @pytest.mark.parametrize("fault", ["a tensor left out", "a tensor damaged"])
 def test_weights_that_are_not_all_of_those_sent_kill_the_engine(
-    engine: tuple[VllmEngine, gpu.Backend], models: list[Any], wire: Wire, fault: str
+    engine: tuple[VllmEngine, str], models: list[Any], wire: Wire, fault: str
 ) -> None:
     left_out = fault == "a tensor left out"
 
-    async def use(engine: VllmEngine, backend: gpu.Backend) -> None:
+    async def use(engine: VllmEngine, backend: str) -> None:
         weights = parameters(models[1])
         if left_out:
             del weights[NORM]
         wire.noisy = not left_out
-        checksum = await Transfer(engine, backend, weights).send()
+        sent = await Transfer(engine, backend, weights).send()
         with pytest.raises(InfrastructureError, match=NORM if left_out else "arrived with checksum"):
-            await engine.commit_received(1, checksum)
+            await engine.commit_received(1, sent)
         with pytest.raises(InfrastructureError):
             await engine.generate([1], Turn(1), Sampling(), 0)
 

@@ -16,7 +16,7 @@ from verl.rollout.engine_config import EngineConfig
 from verl.rollout.groups import GroupRequest
 from verl.rollout.interfaces import Generation, Observation, Prompt, Sampling, Score, Turn
 from verl.rollout.worker import RolloutWorker
-from verl.sync.carrier import publish
+from verl.sync.file import publish
 from verl.trajectory import Outcome, Trajectory
 
 pytestmark = pytest.mark.engine

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from verl.errors import InfrastructureError
-from verl.sync.adapters import DOWN, UP, HeldBase, with_adapter
-from verl.sync.carrier import publish
-from verl.sync.receiver import load_file
-from verl.sync.update import WeightUpdate
+from verl.sync import WeightUpdate
+from verl.sync.file import DOWN, UP, HeldBase, load_file, publish, with_adapter
 
 BASE = {"a.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "norm.weight": torch.tensor([5.0, 6.0])}
 ADAPTER = {f"a.weight{UP}": torch.tensor([[1.0], [2.0]]), f"a.weight{DOWN}": torch.tensor([[10.0, 20.0]])}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from verl.sync.fingerprint import Fingerprint
+from verl.sync.canary import Fingerprint
 
 
 def fingerprint(named: Sequence[tuple[str, Tensor]]) -> int:

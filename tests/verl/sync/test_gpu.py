@@ -1,21 +1,26 @@
-"""The learner's end of vLLM's GPU carriers, as far as it is bookkeeping: ranks, order, fresh passes."""
+"""The learner's end of vLLM's GPU transports, as far as it is bookkeeping: ranks, order, fresh passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from verl.sync.fingerprint import Fingerprint
+from verl.sync.canary import Fingerprint
 from verl.sync.gpu import BUCKET_BYTES, EngineClient, LearnerWeights, Rendezvous
 
 
 def recording() -> tuple[list[tuple[str, Sequence[Any]]], EngineClient]:
     calls: list[tuple[str, Sequence[Any]]] = []
-    return calls, EngineClient(lambda method, arguments: calls.append((method, arguments)), 3, 2)
+
+    def ask(method: str, asked: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, None]]:
+        calls.append((method, [arguments for _, arguments in asked.values()]))
+        return ((name, None) for name in asked)
+
+    return calls, EngineClient(dict.fromkeys("abc"), ask, ranks_per_engine=2, go_past_dead=False)
 
 
 def test_every_engine_gets_its_own_place_among_the_ranks() -> None:
@@ -65,12 +70,12 @@ def test_the_checksum_is_that_of_the_last_whole_pass() -> None:
     source = LearnerWeights(lambda: iter([("w", torch.full((2, 3), value))]))
     source.metadata()
     list(source)
-    first = source.checksum()
+    first = source.sent().checksum
     value = 2.0
     list(source)
     alone = Fingerprint()
     alone.add("w", torch.full((2, 3), 2.0))
-    assert source.checksum() == alone.value() != first
+    assert source.sent().checksum == alone.value() != first
 
 
 def test_a_bucket_holds_the_largest_tensor() -> None:
@@ -82,14 +87,13 @@ def test_a_bucket_holds_the_largest_tensor() -> None:
 
 
 def test_an_engine_that_fails_in_a_bucket_frees_the_sender_first() -> None:
-    def fan_out(method: str, arguments: Sequence[Any]) -> None:
-        if method == "update_weights":
-            raise RuntimeError("the engine died")
+    def ask(method: str, calls: Mapping[str, Any]) -> Iterator[tuple[str, Exception | None]]:
+        yield "a", RuntimeError("the engine failed") if method == "update_weights" else None
 
     order: list[str] = []
-    client = EngineClient(fan_out, 1, 1)
+    client = EngineClient({"a": None}, ask, ranks_per_engine=1, go_past_dead=False)
     client.on_failure = lambda: order.append("freed")
-    with pytest.raises(RuntimeError, match="the engine died"):
+    with pytest.raises(RuntimeError, match="the engine failed"):
         client.update_weights({"names": []})
     client.start_weight_update()
     assert order == ["freed"]

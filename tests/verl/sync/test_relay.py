@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl.errors import InfrastructureError
-from verl.sync import relay
-from verl.sync.carrier import mapped_weights, publish
-from verl.sync.update import WeightUpdate
+from verl.sync import WeightUpdate, relay
+from verl.sync.file import mapped_weights, publish
 
 
 @pytest.fixture

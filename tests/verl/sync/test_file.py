@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from verl.errors import InfrastructureError
-from verl.sync.carrier import mapped_weights, publish, release
-from verl.sync.update import WeightUpdate
+from verl.sync import WeightUpdate
+from verl.sync.file import mapped_weights, publish
+from verl.sync.relay import release
 
 WEIGHTS = {
     "embed": torch.arange(12, dtype=torch.float32).reshape(3, 4),
