@@ -185,14 +185,14 @@ class SearchEnvironment:
             )
         self._room -= length
         self._prefill = self._framing.opening
-        return Prompt(prompt.token_ids, prompt.text, self._prefill)
+        return Prompt(prompt.token_ids, prompt.text, self._prefill, self._task.images)
 
     def next_turn(self) -> Turn | None:
         """The next turn's bound and stop strings; None when the episode is over."""
         if self._outcome is not None:
             return None
         stop = self._protocol.message_stop if self._framing.turns_end_themselves else self._protocol.stop
-        return Turn(min(self._config.max_tokens_per_turn, self._room), stop)
+        return Turn(min(self._config.max_tokens_per_turn, self._room), stop, self._task.images)
 
     async def observe(self, generation: Generation) -> Observation | None:
         """Carry out the turn's action; None when it ended the episode.

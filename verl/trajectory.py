@@ -110,6 +110,8 @@ class Trajectory:
     """Named pieces of the reward and of its metrics (``em``, ``f1``, ``format_valid``, ``searches``)."""
     turn_gains: tuple[float, ...] | None = None
     """What each turn brought by itself, one number a turn; None where that is not known."""
+    images: tuple[str, ...] = ()
+    """What the prompt shows besides its text: paths or ``data:`` URLs."""
 
     # -- writing --
 
@@ -253,8 +255,9 @@ class Trajectory:
             )
             for row in record["segments"]
         ]
-        gains, rest = record.get("turn_gains"), {name: record[name] for name in _REST if name in record}
-        return cls(**{**rest, "segments": segments, "turn_gains": None if gains is None else tuple(gains)})
+        rest = {name: record[name] for name in _REST if name in record}
+        rest |= {name: tuple(rest[name]) for name in ("turn_gains", "images") if rest.get(name) is not None}
+        return cls(**rest, segments=segments)
 
     # -- between processes --
 

@@ -22,7 +22,7 @@ from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
 from verl.rollout.episode import EpisodeKey, run_episode
-from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
 from verl.trajectory import FinishReason, Trajectory
 
 TASK = Task("task-1", "who wrote the first book", ("mara",))
@@ -109,6 +109,27 @@ async def test_a_prompt_that_the_data_set_brings_opens_the_episode_as_it_stands(
     prompt = await make(Task("t", "who", ("mara",), prompt=ready)).start()
     assert prompt.text == ready
     assert tokenizer.decode(prompt.token_ids) == ready
+
+
+async def test_images_are_carried_to_the_trajectory_and_refused_by_an_engine_for_text(tokenizer: Any) -> None:
+    task = Task("t", "what is this", ("mara",), images=("a.png",))
+    make = build(Config(), protocol=PROTOCOL, tokenizer=tokenizer, retriever=Shelf(), max_context_tokens=512)
+
+    class Seeing(Script):
+        async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
+            assert turn.images == ("a.png",)
+            return await super().generate(token_ids, turn, sampling, seed)
+
+    class TextOnly(Script):
+        async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
+            refuse_images(turn)
+            return await super().generate(token_ids, turn, sampling, seed)
+
+    key, turns = EpisodeKey(0, "train", 0, "t", 0), [ids_of(tokenizer, THINK + "<answer> mara </answer>")]
+    trajectory = await run_episode(task, key, make(task), Seeing(tokenizer, turns), Sampling())
+    assert trajectory.images == ("a.png",)
+    with pytest.raises(UserError, match=r"a task shows 1 images \(a\.png\) and the engine reads text alone"):
+        await run_episode(task, key, make(task), TextOnly(tokenizer, turns), Sampling())
 
 
 def test_search_refine_answer(tokenizer: Any) -> None:

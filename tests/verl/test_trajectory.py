@@ -17,15 +17,16 @@ TURNS = st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 5)), max_size=4)
 
 def played(turns: list[tuple[int, int]]) -> Trajectory:
     """Turns of ``(generated tokens, observed tokens)``; -1 means that no observation follows."""
-    trajectory = Trajectory("task", 3, reward=0.5, reward_parts={"em": 1.0})
+    trajectory = Trajectory("task", 3, reward=0.5, reward_parts={"em": 1.0}, turn_gains=(0.5,), images=("a.png",))
     if turns:
-        trajectory.append_prompt([1, 2, 3], "the prompt")
+        trajectory.append_prompt([1, 2, 3], "the prompt <think>", prefill="<think>")
     for number, (generated, observed) in enumerate(turns):
         ids = list(range(generated))
         trajectory.append_generated(ids, "said", [-0.1 * i for i in ids], [number] * generated, "stop")
         if observed >= 0:
             calls = [ToolCall("search", "query", (ToolResult("d", 1.5, "title"),), 0.25)]
-            trajectory.append_observation(list(range(observed)), "seen", calls)
+            last = number == len(turns) - 2
+            trajectory.append_observation(list(range(observed)), "seen", calls, prefill="<think>", last_call=last)
     trajectory.outcome = "finished"
     return trajectory
 
@@ -35,7 +36,9 @@ def same(one: Trajectory, other: Trajectory) -> None:
     for mine, theirs in zip(one.segments, other.segments, strict=True):
         for name in ("token_ids", "logprobs", "versions"):
             assert getattr(mine, name).dtype == getattr(theirs, name).dtype
-        assert mine.calls == theirs.calls
+        assert (mine.calls, mine.prefill, mine.last_call) == (theirs.calls, theirs.prefill, theirs.last_call)
+    assert one.images == other.images
+    assert [turn.text for turn in one.turns] == [turn.text for turn in other.turns]
 
 
 @given(TURNS)
@@ -49,6 +52,12 @@ def test_pickling_and_copying_keep_every_segment(turns: list[tuple[int, int]]) -
 def test_a_record_is_json_and_reads_back(turns: list[tuple[int, int]]) -> None:
     trajectory = played(turns)
     same(Trajectory.from_record(json.loads(json.dumps(trajectory.to_record()))), trajectory)
+
+
+def test_a_turn_is_read_with_what_began_it() -> None:
+    trajectory = played([(2, 2), (1, -1), (1, -1)])
+    assert [turn.text for turn in trajectory.turns] == ["<think>said", "<think>said", "said"]
+    assert [segment.text for segment in trajectory.generated] == ["said"] * 3, "what was sampled is as it was"
 
 
 def test_a_pickle_has_few_buffers_however_many_turns_there_are() -> None:

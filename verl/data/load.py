@@ -9,6 +9,7 @@ file at once.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ def load_tasks(path: Path | str, limit: int | None = None, *, prompts: bool = Fa
     that of a row that has no ``question``.
 
     The id is the row's, with ``data_source/`` before it where the row names its data set, because FlashRAG numbers
-    the rows of every data set alike. Columns that are no part of a task are kept in its metadata.
+    the rows of every data set alike. ``images`` holds paths, ``data:`` URLs, or structs of ``bytes`` and ``path`` as
+    Hugging Face writes them. Columns that are no part of a task are kept in its metadata.
     Raises UserError: no such file, another kind of file, or one message that lists the faulty rows of the whole file.
     """
     file = Path(path)
@@ -114,6 +116,7 @@ def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | 
     identity = _identity(row, faults)
     question, prompt = _texts(row, prompts, faults)
     answers = _answers(row, faults)
+    images = _images(row.get("images"), faults)
     kept, graded = row.get("metadata") or {}, {} if faults else _beside_the_answers(row)
     if not isinstance(kept, Mapping):
         faults.append(f"metadata: {type(kept).__name__} instead of an object")
@@ -122,11 +125,11 @@ def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | 
     others = {
         key: value
         for key, value in row.items()
-        if key not in ("id", "question", "golden_answers", "metadata", "reward_model") and value is not None
+        if key not in ("id", "question", "golden_answers", "metadata", "reward_model", "images") and value is not None
     }
     if prompt is not None:
         others.pop("prompt", None)
-    return Task(identity, question, answers, {**graded, **others, **kept}, prompt), []
+    return Task(identity, question, answers, {**graded, **others, **kept}, prompt, images), []
 
 
 def _identity(row: Mapping[str, Any], faults: list[str]) -> str:
@@ -183,6 +186,19 @@ def _answers(row: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]:
         faults.append(f"{column}: holds an answer that is empty or no text")
         return ()
     return tuple(answers)
+
+
+def _images(value: Any, faults: list[str]) -> tuple[str, ...]:
+    found = []
+    for image in value if isinstance(value, list) else [] if value is None else [value]:
+        held, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, image)
+        if isinstance(held, bytes):
+            path = f"data:application/octet-stream;base64,{base64.b64encode(held).decode()}"
+        if not isinstance(path, str) or not path:
+            faults.append(f"images: {type(image).__name__} is neither a path nor the bytes of an image")
+            return ()
+        found.append(path)
+    return tuple(found)
 
 
 def _beside_the_answers(row: Mapping[str, Any]) -> dict[str, Any]:

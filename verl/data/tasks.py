@@ -21,3 +21,6 @@ class Task:
     """Anything else in the row (``hops``, ``supporting_ids``): for metrics, never shown to the policy."""
     prompt: str | None = None
     """A prompt that the data set rendered beforehand: it opens the episode in place of the protocol's own."""
+    images: tuple[str, ...] = ()
+    """What the question shows: paths, or ``data:`` URLs that hold the bytes. Carried and saved; engines for text alone
+    refuse them."""

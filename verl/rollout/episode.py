@@ -48,6 +48,7 @@ async def run_episode(
     try:
         prompt = await environment.start()
         trajectory.append_prompt(prompt.token_ids, prompt.text, prompt.prefill)
+        trajectory.images = prompt.images
         watcher.wrote(trajectory.segments[-1])
         while (turn := environment.next_turn()) is not None:
             seed = key.turn_seed(trajectory.num_turns)

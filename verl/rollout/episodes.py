@@ -56,7 +56,7 @@ class Episode:
         """Read what ``to_record`` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         trajectory = Trajectory.from_record(record)
         golds, metadata = tuple(record.get("golden_answers", ())), record.get("metadata", {})
-        task = Task(trajectory.task_id, record.get("question", ""), golds, metadata)
+        task = Task(trajectory.task_id, record.get("question", ""), golds, metadata, images=trajectory.images)
         return cls(task, record.get("split", ""), trajectory, stage, step)
 
 

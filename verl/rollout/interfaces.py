@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from verl.data.tasks import Task
+from verl.errors import UserError
 from verl.trajectory import FinishReason, Outcome, ToolCall, Trajectory
 
 
@@ -27,6 +28,8 @@ class Prompt:
     text: str
     prefill: str = ""
     """The end of ``text`` that begins the policy's turn (``<think>``)."""
+    images: tuple[str, ...] = ()
+    """What it shows besides: paths or ``data:`` URLs (``Task.images``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Turn:
     """At least 1; already bounded by what is left of the context."""
     stop: tuple[str, ...] = ()
     """Stop strings; the token that completes one is kept whole and is the last one sampled."""
+    images: tuple[str, ...] = ()
+    """What the prompt shows; an engine for text alone refuses it (``refuse_images``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,15 @@ class Engine(Protocol):
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
         """Continue ``token_ids``. Raises InfrastructureError if the engine died; every waiting call fails with it."""
         ...
+
+
+def refuse_images(turn: Turn) -> None:
+    """What an engine for text alone asks first. Raises UserError if the prompt shows images."""
+    if turn.images:
+        raise UserError(
+            f"a task shows {len(turn.images)} images ({turn.images[0][:60]}) and the engine reads text alone: drop the "
+            "column images, or the tasks that have them"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,19 @@ def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
     assert load_tasks(tmp_path / "a.jsonl", limit=1) == expected[:1]
 
 
+def test_images_are_paths_or_bytes(tmp_path: Path) -> None:
+    held = [{"bytes": b"png", "path": None}, {"bytes": None, "path": "b.png"}]
+    (task,) = load_tasks(parquet(tmp_path / "a.parquet", [{**ROW, "images": held}]))
+    assert task.images == ("data:application/octet-stream;base64,cG5n", "b.png")
+    assert "images" not in task.metadata
+    one, many = load_tasks(
+        jsonl(tmp_path / "a.jsonl", [{**ROW, "images": "a.png"}, {**ROW, "id": "2", "images": ["b"]}])
+    )
+    assert (one.images, many.images) == (("a.png",), ("b",))
+    with pytest.raises(UserError, match=r"row 1, images: int is neither a path nor the bytes of an image"):
+        load_tasks(jsonl(tmp_path / "b.jsonl", [{**ROW, "images": [3]}]))
+
+
 def test_a_row_that_has_only_a_rendered_prompt_is_asked_as_it_stands(tmp_path: Path) -> None:
     (task,) = load_tasks(parquet(tmp_path / "a.parquet", [VERL_ROW]))
     assert (task.id, task.golden_answers) == ("nq/7", ("mara ellwood",))

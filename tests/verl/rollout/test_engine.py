@@ -81,6 +81,11 @@ def assert_close(ours: Sequence[float], theirs: np.ndarray) -> None:
     assert diffs.mean() <= 1e-5
 
 
+async def test_images_are_refused_by_name(engine: VllmEngine) -> None:
+    with pytest.raises(UserError, match=r"a task shows 2 images \(a\.png\) and the engine reads text alone"):
+        await engine.generate([1, 2], Turn(4, images=("a.png", "b.png")), GREEDY, seed=0)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_logprobs_of_every_turn_are_the_models(engine: VllmEngine, models: list[Any], temperature: float) -> None:
     sampling = Sampling(temperature=temperature)

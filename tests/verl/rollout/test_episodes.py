@@ -14,11 +14,11 @@ from verl.errors import UserError
 from verl.rollout.episodes import Episode, episode_files, read_episodes, read_run, stage_and_step, write_episodes
 from verl.trajectory import ToolCall, Trajectory
 
-TASK = Task("t1", "who?", ("me", "i"), {"supporting_ids": ["d1"], "hops": 2})
+TASK = Task("t1", "who?", ("me", "i"), {"supporting_ids": ["d1"], "hops": 2}, images=("a.png",))
 
 
 def played(task: Task = TASK) -> Trajectory:
-    trajectory = Trajectory(task.id, 0, outcome="finished", reward=1.0)
+    trajectory = Trajectory(task.id, 0, outcome="finished", reward=1.0, images=task.images)
     trajectory.append_prompt([1, 2], "who? <think>", prefill="<think>")
     trajectory.append_generated([3], "me", [-0.5], [4], "stop")
     trajectory.append_observation([4], "no", [ToolCall("search", "me", failure="refused")], last_call=True)
@@ -51,7 +51,7 @@ def test_files_of_earlier_versions_are_read_without_question(tmp_path: Path) -> 
         del segment["prefill"], segment["last_call"]
     (tmp_path / "traces.jsonl").write_text(json.dumps(record) + "\n")
     [read] = read_episodes(tmp_path / "traces.jsonl")
-    assert (read.task, read.split, read.stage, read.step) == (Task("t1", "", ()), "", "traces", 0)
+    assert (read.task, read.split, read.stage, read.step) == (Task("t1", "", (), images=("a.png",)), "", "traces", 0)
 
 
 def test_reading_is_lazy_and_names_the_bad_row(tmp_path: Path) -> None:
