@@ -71,9 +71,9 @@ class AutoRefine(InstructedProtocol):
         allowed = (["refine"], ["refine", "think"]) if after_results else (["think"],)
         return opening in allowed and names[-1] in (*self.tools, "answer")
 
-    def refining(self, heads: Sequence[str], answered: Sequence[int]) -> Sequence[str]:
+    def refining(self, heads: Sequence[str], shown: Sequence[int]) -> Sequence[str]:
         """As published with ``compat: upstream``: all turns."""
-        return heads if self.config.compat == "upstream" else super().refining(heads, answered)
+        return heads if self.config.compat == "upstream" else super().refining(heads, shown)
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
         """The order of the blocks; with ``compat: upstream`` only that tags are balanced."""

@@ -200,18 +200,20 @@ class TagProtocol:
         observed = {s.turn for s in observations if all(call.failure is None for call in s.calls)}
         searches = {i: a.request for i, a in enumerate(actions) if isinstance(a, Call) and a.tool == "search"}
         answered = [i for i in searches if i in observed]
+        empty = {s.turn for s in observations if s.calls and not any(call.results for call in s.calls)}
+        shown = [i for i in answered if i not in empty]
         heads = [self.head(turn) for turn in turns]
         return Reading(
             answer=self.final_answer(actions[-1].text) if actions and isinstance(actions[-1], Answer) else None,
             searches=tuple(searches[i] for i in answered),
             thoughts=tuple(thought for head in heads for thought in contents(head, "think")),
-            refinements=tuple(note for head in self.refining(heads, answered) for note in contents(head, "refine")),
+            refinements=tuple(note for head in self.refining(heads, shown) for note in contents(head, "refine")),
             format_valid=self.format_valid(turns, actions),
         )
 
-    def refining(self, heads: Sequence[str], answered: Sequence[int]) -> Sequence[str]:
-        """The turns that may refine, of all turns, given which of them searched: those after the first search."""
-        return heads[answered[0] + 1 :] if answered else ()
+    def refining(self, heads: Sequence[str], shown: Sequence[int]) -> Sequence[str]:
+        """The turns that may refine, of all turns, given whose searches showed passages: those after the first."""
+        return heads[shown[0] + 1 :] if shown else ()
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:
         """Calls, then an answer, every turn in the protocol's order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from search_agent.protocols import autorefine as protocol_module
 from search_agent.rewards import autorefine, em, f1
 from verl.data.tasks import Task
 from verl.errors import UserError
-from verl.trajectory import Trajectory
+from verl.trajectory import ToolCall, ToolResult, Trajectory
 
 TASK = Task("t", "who?", ("mara ellwood",))
 PROTOCOL = protocol_module.build(protocol_module.Config())
@@ -51,6 +52,15 @@ def test_the_linear_form_adds_the_bonus_to_every_trajectory() -> None:
     assert reward(episode("mara ellwood", "mara ellwood"), **linear) == pytest.approx(1.1)
     assert reward(episode(None, "mara ellwood"), **linear) == pytest.approx(0.1)
     assert reward(episode("john"), **linear) == 0
+
+
+def test_a_search_that_found_nothing_leaves_nothing_to_refine() -> None:
+    trajectory = episode("wrong", "it was mara ellwood")
+    call = ToolCall("search", "q", (ToolResult("d", 1.0, "t"),))
+    paid = [(replace(call, results=()), 0.0), (replace(call, failure="no"), 0.0), (call, 0.1)]
+    for record, expected in paid:
+        trajectory.segments[2] = replace(trajectory.segments[2], calls=(record,))
+        assert reward(trajectory) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("searched", [False, True])
