@@ -100,6 +100,8 @@ class _Exchange:
 
     _EVEN = 1e-4
     """Done where the dearest rank is this share above the mean: less cannot be measured."""
+    _ROUNDING = 1e-9
+    """Loads that differ by less than this share of the mean are equal."""
     _NEAR = 8
     """Partners tried on either side of the best one by cost: those may not fit by length."""
 
@@ -132,6 +134,8 @@ class _Exchange:
         Ranks wait for each other in every step: what lengthens a step's longest micro-batch counts like unevenness.
         """
         gap = loads[dear] - loads[cheap]
+        # An exchange that turns two ranks over evens nothing out: by a rounding error it would go on for ever.
+        least = self._ROUNDING * loads.mean()
         self._place[:, -1] = cheap, self._tokens[cheap].argmin()
         one = self._members(dear)[:, None]
         theirs = np.concatenate([[len(self._costs) - 1], self._members(cheap)])
@@ -141,7 +145,7 @@ class _Exchange:
         here, there = self._place[1][one], self._place[1][other]
         fits = (self._tokens[cheap, there] + growth <= self._cap) & (self._tokens[dear, here] - growth <= self._cap)
         longer = (self._bins[cheap, there] + shift - self._bins.max(0)[there]).clip(min=0)
-        error = np.where(fits & (shift > 0) & (shift < gap), np.abs(shift - gap / 2) + longer, np.inf)
+        error = np.where(fits & (shift > least) & (shift < gap - least), np.abs(shift - gap / 2) + longer, np.inf)
         if not error.size or error.min() == np.inf:
             return False
         row, column = np.unravel_index(error.argmin(), error.shape)

@@ -36,6 +36,12 @@ def test_cap_is_hard_and_every_sequence_is_packed_once(
     check(plan, lengths, cap, ranks)
 
 
+def test_two_ranks_are_not_turned_over_for_ever() -> None:
+    lengths = [82, 37, 97, 82, 51]
+    plan = pack(lengths, 245, 3, [length + 0.004242291126009042 * length**2 for length in lengths])
+    check(plan, lengths, 245, 3)
+
+
 def test_ten_thousand_random_batches_stay_within_the_cap() -> None:
     rng = np.random.default_rng(0)
     for _ in range(10_000):
