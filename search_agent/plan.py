@@ -154,10 +154,10 @@ def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str,
     """Per learner rank and per rank of a rollout worker's engine, in GiB."""
     parts = sizes.learner_gib(config, shape)
     learning, weights = sum(parts.values()), sizes.engine_weights_gib(config, shape)
+    held, host = sizes.held_gib(config, shape)[0], sizes.host_gib(config, shape)
     cache, tokens = sizes.kv_cache_gib(config, shape), sizes.kv_cache_tokens(config, shape)
     context = config.rollout.engine.max_context_tokens
     if config.cluster.gpus_per_process:
-        held = sum(gib for name, gib in parts.items() if name in sizes.HELD)
         plan.problems += _gpu_problems(config, learning, held, weights)
     if cache > 0 and tokens < context:
         key = "gpu_memory_share" if config.cluster.gpus_per_process else "kv_cache_gib"
@@ -169,6 +169,7 @@ def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str,
         ("model", f"{shape.parameters / 1e9:.3f} B parameters"),
         *((f"learner rank: {name}", _size(gib)) for name, gib in parts.items()),
         ("learner rank: in all", _size(learning)),
+        *([("learner rank: host memory", _size(host))] if host else []),
         ("engine rank: weights", _size(weights)),
         ("engine rank: KV cache", f"{_size(cache)} = {tokens:,} tokens = {tokens / context:.0f} full contexts"),
     ]
@@ -182,6 +183,7 @@ def _gpu_problems(config: RunConfig, learning: float, held: float, weights: floa
     """What does not fit on a GPU, in GiB: a learner rank while it works, what it holds beside an engine at work."""
     cluster, engine = config.cluster, config.rollout.engine
     problems = []
+    usable = sizes.usable_gib(config)
     claimed = engine.gpu_memory_share * cluster.gpu_memory_gib
     if weights >= claimed:
         problems.append(
@@ -189,12 +191,12 @@ def _gpu_problems(config: RunConfig, learning: float, held: float, weights: floa
             f"hold the weights ({weights:.1f} GiB): raise it, or rollout.engine.tensor_parallel_size"
         )
     beside = held + claimed if cluster.placement == "shared" else 0.0
-    if max(learning, beside) > cluster.gpu_memory_gib:
+    if max(learning, beside) > usable:
         problems.append(
             f"a learner rank needs {learning:.1f} GiB"
             + (f", and {held:.1f} GiB beside an engine of {claimed:.1f} GiB," if beside else "")
-            + f" of cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}: raise cluster.learner_ranks, lower "
-            "rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
+            + f" of the {usable:.1f} GiB that cluster.gpu_memory_gib={cluster.gpu_memory_gib:g} leaves: raise "
+            "cluster.learner_ranks, lower rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
             "learner.gradient_checkpointing=true"
         )
     if engine.tensor_parallel_size > 1 and cluster.gpus_per_process < 1:
@@ -207,12 +209,15 @@ def _gpu_problems(config: RunConfig, learning: float, held: float, weights: floa
 
 def _disk(config: RunConfig, shape: ModelShape) -> list[tuple[str, str]]:
     trainer = config.trainer
-    resumable, exported = sizes.checkpoint_gib(config, shape)
+    resumable, exported, shared = sizes.checkpoint_gib(config, shape)
     kept, total = trainer.keep_checkpoints, sizes.disk_gib(config, shape)
-    rows = [("warm-up", f"{config.warmup.steps} steps of {config.warmup.sequences_per_step} traces")]
+    warmup = config.warmup
+    length = f"{warmup.epochs} epochs in" if warmup.epochs else f"{warmup.steps}"
+    rows = [("warm-up", f"{length} steps of {warmup.sequences_per_step} traces")]
     rows += [
         ("reinforcement", f"{trainer.steps} steps; dev every {config.evaluation.every_steps}"),
         ("a checkpoint", f"{_size(resumable)} to resume from, {_size(exported)} for use"),
-        ("disk", f"about {_size(total)}: {kept} newest checkpoints and the weights of the two best"),
+        *([("beside them, once", f"{_size(shared)} that rests while the rest is trained")] if shared else []),
+        ("disk", f"at most {_size(total)}: {kept} newest checkpoints, one being written, the weights of the two best"),
     ]
     return rows

@@ -1,46 +1,66 @@
 """What a run takes of memory and disk, by part: arithmetic on the model's shape and the configuration, in GiB.
 
-Weights, gradients, optimizer, caches and checkpoints are exact up to rounding; activations are an estimate. Nothing is
-started and no torch is imported.
+What the learner holds and writes is counted by ``verl.learner.holdings``, from the phases of the run; activations are
+an estimate. Nothing is started and no torch is imported.
 """
 
 from __future__ import annotations
 
 from search_agent.config import RunConfig
-from verl.learner.config import LoraConfig
+from verl.learner.config import LearnerConfig, LoraConfig
+from verl.learner.holdings import BYTES, Counts, Holding, checkpoint_bytes, holdings
+from verl.learner.phase import Phase
 from verl.trainer.model_shape import ModelShape
+from verl.trainer.phases import phases
 
 _GIB = 2**30
-HELD = ("weights", "gradients", "optimizer", "reference", "critic")
-"""The parts of a learner rank that stay between steps; the others are there while it computes."""
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_REPORTED = 79 / 80
+"""Of the size that a card is sold by, what it reports."""
+_CONTEXT_GIB = 0.75
+"""What CUDA's context and its libraries take for each process on a card."""
+
+
+def usable_gib(config: RunConfig) -> float:
+    """Of one card, for tensors: what it reports, without the contexts of the processes on it."""
+    processes = 2 if config.cluster.placement == "shared" else 1
+    return config.cluster.gpu_memory_gib * _REPORTED - processes * _CONTEXT_GIB
 
 
 def learner_gib(config: RunConfig, shape: ModelShape) -> dict[str, float]:
-    """One learner rank, by part. FSDP shards what is held between steps, and gathers what a layer computes with."""
-    learner, ranks = config.learner, config.cluster.learner_ranks
-    held, computed = _BYTES[learner.parameter_dtype], _BYTES[learner.compute_dtype]
-    adapters = None if config.warmup.all_weights and config.warmup.steps else learner.lora
-    trained = shape.parameters if adapters is None else _adapter_parameters(adapters, shape)
-    needs_reference = config.trainer.loss.needs_reference or config.trainer.kl_reward.coefficient > 0
-    has_copy = learner.lora is None and needs_reference
-    parts = {
-        "weights": shape.parameters * held / ranks,
-        "gradients": trained * held / ranks,
-        "optimizer": trained * held * 2 / ranks,
-        "reference": shape.parameters * held / ranks if has_copy else 0,
-        "critic": 4 * shape.parameters * held / ranks if config.trainer.advantage.needs_critic else 0,
-        "gathered layers": _gathered_parameters(shape, ranks) * computed if ranks > 1 or held != computed else 0,
-        "activations": _activation_bytes(config, shape, computed),
-        "logits": learner.max_logits_mib * 2**20 * 2,
-    }
-    return {name: size / _GIB for name, size in parts.items() if size}
+    """One learner rank at its most, by part, on its device: in the phase that takes the most."""
+    return max((_on_device(config, shape, phase) for phase in _phases(config)), key=lambda parts: sum(parts.values()))
+
+
+def held_gib(config: RunConfig, shape: ModelShape) -> tuple[float, float]:
+    """What one learner rank holds between steps: on its device, and in host memory for it."""
+    device = host = 0
+    for phase in _phases(config):
+        parts = _holdings(config, shape, phase).values()
+        away = sum(part.held for part in parts if part.on_host) if config.cluster.gpus_per_process else 0
+        device, host = max(device, sum(part.held for part in parts) - away), max(host, away)
+    return device / _GIB, host / _GIB
+
+
+def host_gib(config: RunConfig, shape: ModelShape) -> float:
+    """Host memory of one learner rank on a GPU: what is offloaded, and the copy of a checkpoint that is on its way."""
+    held = held_gib(config, shape)[1]
+    if not config.trainer.save_in_background:
+        return held
+    written = max(_checkpoint(config, shape), key=lambda parts: sum(parts.values()))
+    share = sum(size for name, size in written.items() if name != "hf") / config.cluster.learner_ranks
+    return held + (share + written["hf"]) / _GIB
 
 
 def engine_weights_gib(config: RunConfig, shape: ModelShape) -> float:
     """The weights on one rank of a rollout worker's engine."""
     engine = config.rollout.engine
-    return shape.parameters * _BYTES[engine.dtype] / engine.tensor_parallel_size / _GIB
+    return shape.parameters * BYTES[engine.dtype] / engine.tensor_parallel_size / _GIB
+
+
+def shared_memory_gib(config: RunConfig, shape: ModelShape) -> float:
+    """Weights in a node's ``/dev/shm`` while a version takes the place of another; none where they travel by GPU."""
+    transfers = config.rollout.engine.weight_transfer != "shm"
+    return 0.0 if transfers else 2 * shape.parameters * BYTES[config.rollout.engine.dtype] / _GIB
 
 
 def kv_cache_gib(config: RunConfig, shape: ModelShape) -> float:
@@ -48,49 +68,87 @@ def kv_cache_gib(config: RunConfig, shape: ModelShape) -> float:
     engine, cluster = config.rollout.engine, config.cluster
     if not cluster.gpus_per_process:
         return engine.kv_cache_gib
-    return engine.gpu_memory_share * cluster.gpu_memory_gib - engine_weights_gib(config, shape)
+    return engine.gpu_memory_share * cluster.gpu_memory_gib * _REPORTED - engine_weights_gib(config, shape)
 
 
 def kv_cache_tokens(config: RunConfig, shape: ModelShape) -> int:
     """How many tokens the KV cache of an engine holds."""
     engine = config.rollout.engine
-    token = shape.kv_bytes_per_token(_BYTES[engine.dtype]) / engine.tensor_parallel_size
+    token = shape.kv_bytes_per_token(BYTES[engine.dtype]) / engine.tensor_parallel_size
     return int(kv_cache_gib(config, shape) * _GIB / token)
 
 
 def machine_gib(config: RunConfig, shape: ModelShape) -> float:
     """What a run without GPUs takes of this machine's memory for certain: all but activations and libraries."""
-    learner = learner_gib(config, shape)
-    rank = sum(gib for name, gib in learner.items() if name in HELD)
+    rank = held_gib(config, shape)[0]
     engine = config.rollout.engine
     worker = (engine_weights_gib(config, shape) + kv_cache_gib(config, shape)) * engine.tensor_parallel_size
-    shared = config.cluster.object_store_mib / 1024
+    shared = config.cluster.object_store_mib / 1024 + shared_memory_gib(config, shape)
     return config.cluster.learner_ranks * rank + config.rollout.workers * worker + shared
 
 
-def checkpoint_gib(config: RunConfig, shape: ModelShape) -> tuple[float, float]:
-    """A checkpoint's part to resume from (weights and two moments), and its part for use."""
-    resumable = shape.parameters * _BYTES[config.learner.parameter_dtype] * 3 / _GIB
-    return resumable, shape.parameters * _BYTES[config.rollout.engine.dtype] / _GIB
+def checkpoint_gib(config: RunConfig, shape: ModelShape) -> tuple[float, float, float]:
+    """A checkpoint's part to resume from, its part for use, and what all of a phase share, at most."""
+    found = _checkpoint(config, shape)
+    resumable = max(parts["policy"] + parts["critic"] for parts in found)
+    return resumable / _GIB, found[-1]["hf"] / _GIB, max(parts["still"] for parts in found) / _GIB
 
 
 def disk_gib(config: RunConfig, shape: ModelShape) -> float:
-    """What the run's checkpoints take on disk at most: the newest ones, and the weights of the two best."""
-    resumable, exported = checkpoint_gib(config, shape)
-    return config.trainer.keep_checkpoints * (resumable + exported) + 2 * exported
+    """What checkpoints take on disk at most: the newest ones, one that is being written, and the two best for use."""
+    resumable, exported, shared = checkpoint_gib(config, shape)
+    return (config.trainer.keep_checkpoints + 1) * (resumable + exported) + shared + 2 * exported
+
+
+def _phases(config: RunConfig) -> list[Phase]:
+    return phases(config.warmup, config.trainer, config.learner)
+
+
+def counts_of(learner: LearnerConfig, shape: ModelShape) -> Counts:
+    """The weights of a learner of a model of this shape."""
+    embeddings = shape.vocabulary * shape.hidden
+    outside = embeddings * (1 if shape.tied else 2) + shape.hidden
+    return Counts(
+        policy=shape.parameters,
+        adapters=_adapter_parameters(learner.lora, shape) if learner.lora else 0,
+        critic=shape.parameters - outside + embeddings + 2 * shape.hidden,
+        layer=shape.layer_parameters,
+        outside=outside,
+    )
+
+
+def _holdings(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, Holding]:
+    return holdings(config.learner, phase, counts_of(config.learner, shape), config.cluster.learner_ranks)
+
+
+def _checkpoint(config: RunConfig, shape: ModelShape) -> list[dict[str, int]]:
+    """By part, of each phase."""
+    return [checkpoint_bytes(config.learner, phase, counts_of(config.learner, shape)) for phase in _phases(config)]
+
+
+def _on_device(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, float]:
+    on_gpu = bool(config.cluster.gpus_per_process)
+    computed = BYTES[config.learner.compute_dtype]
+    parts: dict[str, float] = {}
+    stepping = 0
+    for name, part in _holdings(config, shape, phase).items():
+        parts[name] = (0 if part.on_host and on_gpu else part.held) + part.computing
+        stepping += part.stepping
+    working = {
+        "activations": _activation_bytes(config, shape, computed),
+        "logits": config.learner.max_logits_mib * 2**20 * 2,
+    }
+    # Moments that come for the step alone find activations and logits gone.
+    parts |= working if sum(working.values()) >= stepping else {"moments, for a step": stepping}
+    return {name: size / _GIB for name, size in parts.items() if size}
 
 
 def _adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
-    """Adapters on every linear layer of the decoder: rank x (inputs + outputs) each; fewer ``targets`` take less."""
+    """Adapters on the linear layers of the decoder that are named, or all: rank x (inputs + outputs) each."""
     hidden, kv, ffn = shape.hidden, shape.kv_heads * shape.head_size, shape.ffn
-    ends = 2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + ffn)
-    return lora.rank * ends * shape.layers
-
-
-def _gathered_parameters(shape: ModelShape, ranks: int) -> int:
-    """The layer at work, the next one and the embeddings; a lone rank keeps all that it has gathered."""
-    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    return 2 * shape.layer_parameters + embeddings if ranks > 1 else shape.parameters
+    ends = {"q_proj": 2 * hidden, "k_proj": hidden + kv, "v_proj": hidden + kv, "o_proj": 2 * hidden}
+    ends |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + ffn)
+    return lora.rank * sum(size for name, size in ends.items() if name in (lora.targets or ends)) * shape.layers
 
 
 def _activation_bytes(config: RunConfig, shape: ModelShape, computed: int) -> float:

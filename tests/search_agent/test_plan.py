@@ -42,8 +42,10 @@ def test_what_is_held_between_steps_is_sharded_over_ranks() -> None:
 def test_a_kl_term_keeps_a_reference_unless_the_model_trains_adapters() -> None:
     kl = "trainer.loss.kl_coefficient=0.001"
     assert "reference" in sizes.learner_gib(config(kl), TOY)
-    adapted = sizes.learner_gib(config(kl, "learner.lora={rank: 2}"), TOY)
+    adapted = sizes.learner_gib(config(kl, "learner.lora={rank: 2}", "warmup.steps=0"), TOY)
     assert "reference" not in adapted
+    warmed = sizes.learner_gib(config(kl, "learner.lora={rank: 2}"), TOY)  # the adapters as the warm-up left them
+    assert warmed["reference"] == warmed["gradients"]
     # q, k, v, o: 4 + 4 ends each; gate, up, down: 4 + 8 each.
     assert adapted["gradients"] == 2 * (4 * 8 + 3 * 12) * 4 / GIB
 
@@ -55,7 +57,30 @@ def test_the_kv_cache_is_counted_in_tokens() -> None:
 
 def test_disk_counts_resumable_checkpoints_and_the_best_weights() -> None:
     weights = TOY.parameters * 4 / GIB
-    assert sizes.disk_gib(config("trainer.keep_checkpoints=3"), TOY) == pytest.approx(3 * 4 * weights + 2 * weights)
+    assert sizes.disk_gib(config("trainer.keep_checkpoints=3"), TOY) == pytest.approx(4 * 4 * weights + 2 * weights)
+
+
+def test_offload_shards_critic_and_reference_change_the_plan() -> None:
+    shape = read_shape("Qwen/Qwen2.5-7B")
+    ppo = ("trainer.advantage.name=gae", "trainer.kl_reward.coefficient=0.001", "learner.compute_dtype=bfloat16")
+    gpus = ("cluster.gpus_per_process=1", "cluster.learner_ranks=8", "rollout.engine.dtype=bfloat16")
+    gpu = (*ppo, *gpus, "trainer.drop_uniform_groups=false", "warmup.steps=0")
+    plain, whole = config(*gpu), config(*gpu, "learner.offload=all")
+    copies = config(*gpu, "learner.shard_ranks=1")
+    assert sizes.held_gib(copies, shape)[0] == pytest.approx(8 * sizes.held_gib(plain, shape)[0], rel=1e-6)
+    device, host = sizes.held_gib(whole, shape)
+    assert (device, host) == (0, pytest.approx(sizes.held_gib(plain, shape)[0]))
+    # 12 bytes a weight for each of two models, and 2 of each for use; the model's folder has the reference.
+    resumable, exported, shared = sizes.checkpoint_gib(plain, shape)
+    critic = shape.parameters - shape.vocabulary * shape.hidden + shape.hidden
+    assert resumable * GIB == pytest.approx(12 * (shape.parameters + critic), rel=1e-6)
+    assert exported * GIB == 2 * shape.parameters
+    assert shared == 0
+    assert sizes.checkpoint_gib(config(*gpu[:-1]), shape)[2] * GIB == 2 * shape.parameters  # a warm-up moved it
+
+
+def test_what_a_card_reports_and_contexts_take_is_not_there_to_use() -> None:
+    assert sizes.usable_gib(config("cluster.gpus_per_process=1")) == pytest.approx(79 - 0.75)
 
 
 def test_a_cache_below_one_context_is_refused() -> None:
@@ -86,12 +111,12 @@ def test_ranks_and_workers_that_share_gpus_come_in_pairs() -> None:
 
 
 def test_an_engine_that_sleeps_need_not_fit_beside_a_learner_at_work() -> None:
-    shape = read_shape("Qwen/Qwen2.5-3B")  # 114 GiB while it works, 46 GiB of them between steps
+    shape = read_shape("Qwen/Qwen2.5-3B")  # 114 GiB while it works, 34 GiB of them between steps
     shared = ("rollout.engine.dtype=bfloat16", "cluster.placement=shared", "cluster.gpus_per_process=0.5")
     gpu = (*shared, "cluster.gpu_memory_gib=120")
     assert not problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.5")
     (line,) = problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.7")
-    assert "a learner rank needs 114.3 GiB, and 46.0 GiB beside an engine of 84.0 GiB" in line
+    assert "a learner rank needs 114.3 GiB, and 34.5 GiB beside an engine of 84.0 GiB" in line
 
 
 def test_all_problems_are_told_at_once() -> None:

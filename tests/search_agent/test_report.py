@@ -81,6 +81,7 @@ def test_the_report_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixt
             "seconds": {"warmup": 1.0},
             "aborted": 0,
             "logprob_diff_max": 1e-6,
+            "warmup_steps": 0,
         },
     )
     folder.metrics.write_text('{"step": 1, "reward": 0.5, "em": 0.5, "searches": 1.0}\n')

@@ -77,8 +77,7 @@ class Learner:
 
     def begin_phase(self, phase: Phase) -> None:
         """Start ``phase`` with a fresh optimizer; the weights stay as they are, and are its reference. Collective."""
-        moved = () if self._phase is None else self._phase.moved_after
-        phase = self._enter(replace(phase, lora=self.config.lora is not None, moved=moved))
+        phase = self._enter(phase.after(self._phase, lora=self.config.lora is not None))
         self._reference.take(phase)
         self._engine.begin_phase(phase.optimizer, phase.optimizer_steps)
         if self._critic is not None:

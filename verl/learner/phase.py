@@ -6,7 +6,7 @@ what the reference is, and what a checkpoint must hold besides. No torch: the pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from verl.algorithms.config import AdvantageConfig, LossConfig
@@ -41,6 +41,10 @@ class Phase:
     """Whether the model has adapters."""
     moved: tuple[Weights, ...] = ()
     """What earlier phases trained: no file of the model has it."""
+
+    def after(self, previous: Phase | None, *, lora: bool) -> Phase:
+        """This phase where it follows ``previous`` in a learner with or without adapters."""
+        return replace(self, lora=lora, moved=() if previous is None else previous.moved_after)
 
     @property
     def optimizer_steps(self) -> int:

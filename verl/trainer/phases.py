@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from verl.learner.config import LearnerConfig
 from verl.learner.phase import Phase
 from verl.trainer.config import TrainerConfig, WarmupConfig
 
@@ -21,3 +22,13 @@ def reinforcement_phase(config: TrainerConfig, updates_per_batch: int) -> Phase:
         advantage=config.advantage,
         keep_reference=config.kl_reward.coefficient > 0,
     )
+
+
+def phases(warmup: WarmupConfig, trainer: TrainerConfig, learner: LearnerConfig) -> list[Phase]:
+    """What the learner of a run goes through, as it will know it."""
+    wanted = [warmup_phase(warmup)] if warmup.enabled else []
+    wanted += [reinforcement_phase(trainer, learner.updates_per_batch)] if trainer.steps else []
+    found: list[Phase] = []
+    for phase in wanted:
+        found.append(phase.after(found[-1] if found else None, lora=learner.lora is not None))
+    return found
