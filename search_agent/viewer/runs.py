@@ -48,13 +48,18 @@ def read_run(path: Path) -> Run:
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Every metric as ``[steps, values]``; what is not a number is left out."""
+    """Every metric as ``[steps, values]``; what is not a number is left out.
+
+    Steps are counted from the end of the warm-up, so that runs with different ones lie on each other; those of the
+    warm-up's own metrics from its begin.
+    """
+    warmed = max((row["step"] for row in rows if any(name.startswith("warmup/") for name in row)), default=0)
     found: dict[str, list[list[float]]] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "time") and isinstance(value, int | float):
                 steps, values = found.setdefault(name, [[], []])
-                steps.append(row["step"])
+                steps.append(row["step"] - (0 if name.startswith("warmup/") else warmed))
                 values.append(float(f"{value:.5g}"))
     return found
 

@@ -57,6 +57,8 @@ const data = {
     return (await this.cache.get(block))[number % this.block];
   },
   async load(block) {
+    // The file may still be coming in: the first page is drawn from the index, which stands before the blocks.
+    if (document.readyState === "loading") await new Promise(done => document.addEventListener("DOMContentLoaded", done, { once: true }));
     const stored = document.getElementById(`b${block}`);
     if (stored) return inflate(decode(stored.textContent));
     const reply = await fetch(`block/${block}`);
@@ -71,7 +73,7 @@ const data = {
   },
   question(number) {
     const [id, text, golds, supporting] = this.questions[this.columns.question[number]];
-    return { id, text, golds, supporting };
+    return { id, text: text || id, golds, supporting }; // files of earlier versions hold no question
   },
   run(number) { return this.runs[this.columns.run[number]].name; },
   right(number) { return this.parts.em?.[number] === 1; },

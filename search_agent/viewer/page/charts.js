@@ -12,7 +12,7 @@ function ticks(low, high, wanted = 4) {
 
 const short = value => Math.abs(value) >= 1e4 ? value.toExponential(0) : String(+value.toPrecision(3));
 
-// series: [{ name, xs, ys, tone, sizes }], tone an index into the palette, sizes the radius of each dot. floor and ceiling bound the axis.
+// series: [{ name, xs, ys, tone, dash, sizes }]: tone and dash are indices into colours and strokes, sizes radii of dots. floor and ceiling bound the axis.
 function lineChart(title, series, { floor = null, ceiling = null, xTitle = "step" } = {}) {
   const shown = series.filter(line => line.xs.length);
   const all = (pick, fallback) => {
@@ -34,13 +34,13 @@ function lineChart(title, series, { floor = null, ceiling = null, xTitle = "step
   for (const tick of ticks(x0, x1, 5).filter(Number.isInteger)) picture.append(
     svg("text.tick", { x: x(tick), y: TALL - 6, "text-anchor": "middle" }, short(tick)));
   for (const line of shown) {
-    picture.append(svg(`polyline.line.tone${line.tone}`, { points: line.xs.map((v, i) => `${x(v)},${y(line.ys[i])}`).join(" ") }));
+    picture.append(svg(`polyline.line.tone${line.tone}.dash${line.dash ?? 0}`, { points: line.xs.map((v, i) => `${x(v)},${y(line.ys[i])}`).join(" ") }));
     if (line.xs.length < 30) picture.append(...line.xs.map((v, i) =>
       svg(`circle.dot.tone${line.tone}`, { cx: x(v), cy: y(line.ys[i]), r: line.sizes?.[i] ?? 2.6 })));
   }
   const cursor = svg("line.cursor", { y1: TOP, y2: TALL - BOTTOM, x1: -9, x2: -9 });
   picture.append(cursor);
-  const legend = el("figcaption", {}, el("b", {}, title), ...shown.map(line => el(`span.key.tone${line.tone}`, {}, line.name, el("output"))));
+  const legend = el("figcaption", {}, el("b", {}, title), ...shown.map(line => el(`span.key.tone${line.tone}.dash${line.dash ?? 0}`, {}, line.name, el("output"))));
   const told = [...legend.querySelectorAll("output")];
   const tell = event => {
     const box = picture.getBoundingClientRect();

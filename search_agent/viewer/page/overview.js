@@ -27,7 +27,7 @@ function runLine(run) {
 function seriesOf(names) {
   const several = data.runs.length > 1;
   return data.runs.flatMap((run, r) => names.filter(name => run.curves[name]).map((name, i) => (
-    { name: several ? `${run.name} ${name}` : name, xs: run.curves[name][0], ys: run.curves[name][1], tone: several ? (r + 2 * i) % 6 : i })));
+    { name: several ? `${run.name} ${name}` : name, xs: run.curves[name][0], ys: run.curves[name][1], tone: several ? r % 6 : i, dash: several ? i : 0 })));
 }
 
 function anyMetric(names) {

@@ -19,7 +19,7 @@ import pytest
 from search_agent.viewer import __main__ as command
 from search_agent.viewer.document import served_page, static_page
 from search_agent.viewer.pack import BLOCK, Packed, pack
-from search_agent.viewer.runs import read_run
+from search_agent.viewer.runs import curves, read_run
 from search_agent.viewer.serve import make_server
 from tests.search_agent.viewer.support import ASHBY, EVIL, search_episode, small_run, write_run
 from verl.errors import UserError
@@ -58,6 +58,16 @@ def test_a_block_holds_the_whole_episode(packed: Packed) -> None:
     assert [kind for kind, *_ in segments[1]["x"]] == ["think", "search"]
     found = [["red-sky", 7.5, "Red Sky"], ["other-0", 1.25, "Other"]]
     assert segments[2]["c"] == [["search", "Red Sky", 4, 0, None, found]]
+
+
+def test_curves_are_counted_from_the_end_of_the_warm_up() -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": 1, "warmup/loss": 2.0},
+        {"step": 2, "warmup/loss": 1.0},
+        {"step": 3, "time": 5.0, "reward": None},
+    ]
+    rows.append({"step": 4, "time": 6.0, "reward": 0.123456789})
+    assert curves(rows) == {"warmup/loss": [[1, 2], [2.0, 1.0]], "reward": [[2], [0.12346]]}
 
 
 def test_many_episodes_fill_many_blocks(tmp_path: Path) -> None:
