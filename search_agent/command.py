@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,9 +54,11 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], 
 
 
 def first_known(error: BaseException) -> UserError | InfrastructureError | None:
-    """The first error meant for a person in an exception or a group of them."""
+    """The first error meant for a person in an exception or a group of them; a place that may not be written is one."""
     if isinstance(error, UserError | InfrastructureError):
         return error
     if isinstance(error, BaseExceptionGroup):
         return next((known for inner in error.exceptions if (known := first_known(inner))), None)
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
+        return UserError(f"{error.filename}: {error.strerror}; run_dir= and the keys of data= name other places")
     return None

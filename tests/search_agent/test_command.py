@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,6 +44,17 @@ def test_the_first_known_cause_is_found_in_groups_of_errors(capsys: pytest.Captu
     inner = BaseExceptionGroup("tasks", [KeyError("consequence"), UserError("the cause")])
     outer = BaseExceptionGroup("shutdown", [ValueError("x"), inner])
     assert last_line(outer, capsys) == (2, "error: the cause")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_may_not_be_written_is_named(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = last_line(ExceptionGroup("tasks", [OSError(number, os.strerror(number), "data/world")]), capsys)
+    assert (status, line) == (
+        2,
+        f"error: data/world: {os.strerror(number)}; run_dir= and the keys of data= name other places",
+    )
+    with pytest.raises(OSError, match="Bad file"):
+        run_command(raising(OSError(errno.EBADF, os.strerror(errno.EBADF), "x")), [])
 
 
 def test_a_bug_keeps_its_traceback() -> None:

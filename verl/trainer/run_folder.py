@@ -55,7 +55,7 @@ class RunFolder:
                 raise UserError(f"run_dir={path} holds files but no run: fresh=true deletes only run folders")
             shutil.rmtree(path)
         if folder.config.exists() and (recorded := folder.config.read_text()) != config_yaml:
-            if folder.is_run and _grows(recorded, config_yaml):
+            if folder.resumable() and _grows(recorded, config_yaml):
                 for name in ("summary.json", "after.json", "curves.png"):  # before the configuration: killed between
                     (path / name).unlink(missing_ok=True)  # the two, the run is still the shorter one
             elif folder.begun or not folder.is_run:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,12 +188,17 @@ def test_more_steps_on_the_same_folder_go_on_from_what_stands_there(tmp_path: Pa
     assert [path.name for path in longer.resumable()] == ["step_000004"]
     assert [name for name in ("summary.json", "before.json", "after.json") if longer.read_json(name)] == ["before.json"]
     assert longer.config.read_text() == LONG
+    shutil.rmtree(longer.checkpoints)
+    longer.write_json("summary.json", {"steps": 6})
+    with pytest.raises(UserError, match="another configuration"):  # nothing to go on from: its results stay
+        make(tmp_path / "run", LONG.replace("6", "8"))
 
 
 @pytest.mark.parametrize("other", [LONG, LONG.replace("0", "1"), "seed: 0\n", LONG.replace("6", "3")])
 def test_fewer_steps_or_anything_else_is_another_run(other: str, tmp_path: Path) -> None:
     recorded = LONG.replace("6", "9")
     folder = make(tmp_path / "run", recorded)
+    checkpoint(folder, 9)
     folder.write_json("summary.json", {"steps": 9})
     with pytest.raises(UserError, match=r"another configuration.*trainer\.steps alone may grow"):
         make(tmp_path / "run", other)
