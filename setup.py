@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["verl*", "search_agent*", "preprocess*"]),
-    package_data={"search_agent.viewer": ["page/*"]},
+    package_data={"search_agent.viewer": ["page/*"], "search_agent.retrieval.server": ["page.html"]},
     install_requires=[*requirements("base"), "torch>=2.11,<2.14", "transformers>=5.16,<5.20"],
     extras_require={
         "rollout": ["vllm==0.32.0"],

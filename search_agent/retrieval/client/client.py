@@ -17,10 +17,10 @@ import aiohttp
 import orjson
 
 from search_agent.retrieval.client.cache import AnswerStore
-from search_agent.retrieval.client.coalescer import Coalescer
 from search_agent.retrieval.client.layout import Layout, arrange, manifest_of
 from search_agent.retrieval.client.reply import Documents, Terms, ask, clean, merge_replies
 from search_agent.retrieval.client.transport import NotFound, Refused, Transport
+from search_agent.retrieval.coalescer import Coalescer
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.server.access import token_headers
 from search_agent.retrieval.stats import ClientStats

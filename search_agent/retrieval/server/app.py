@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit, selective
+from search_agent.retrieval.coalescer import Failed
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.server import access, metrics, wire
 from search_agent.retrieval.server.batcher import Batcher, QueueFull
@@ -210,8 +211,9 @@ def _checked(backend: Backend, options: str) -> dict[str, Any]:
 
 
 def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:
-    error = done.exception()
-    if error is not None:
+    failed = done.exception()
+    if isinstance(failed, Failed):
+        error = failed.error
         return Answer((), f"the back end failed: {type(error).__name__}: {error}", 500)
     return Answer(done.result())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ POLL_S = 0.02
 STOP_S = 35.0
 LOG_LINES = 8
 USER_ERROR_STATUS = 2
+
+
+class Stopped(Exception):
+    """Told to stop before it was ready."""
 
 
 @dataclass(slots=True)
@@ -60,10 +65,12 @@ def start_server(
     index: Path | None = None,
     timeout_s: float = 60,
     options: Sequence[str] = (),
+    stop: threading.Event | None = None,
 ) -> RunningServer:
     """Start a server on a free loopback port and wait until it is ready; ``corpus`` is None for a back end without one.
 
-    Its output goes to ``log`` (appended); ``options`` are further ``key=value`` arguments. Raises UserError with the
+    Its output goes to ``log`` (appended); ``options`` are further ``key=value`` arguments. Raises Stopped once ``stop``
+    is set, however long an index is being built. Raises UserError with the
     server's own message if the corpus is at fault, InfrastructureError with the last lines of the log if the server
     ends for another reason or is not ready after ``timeout_s``.
     """
@@ -86,7 +93,7 @@ def start_server(
         )
     server = RunningServer("", process)
     try:
-        server.url = _wait(process, announce, log, time.monotonic() + timeout_s)
+        server.url = _wait(process, announce, log, time.monotonic() + timeout_s, stop)
     except BaseException:
         process.kill()
         server.stop()
@@ -96,8 +103,12 @@ def start_server(
     return server
 
 
-def _wait(process: subprocess.Popen[bytes], announce: Path, log: Path, deadline: float) -> str:
+def _wait(
+    process: subprocess.Popen[bytes], announce: Path, log: Path, deadline: float, stop: threading.Event | None
+) -> str:
     while not announce.exists():
+        if stop is not None and stop.is_set():
+            raise Stopped
         if process.poll() == USER_ERROR_STATUS:
             raise UserError(_tail(log, 1).removeprefix("error: "))
         if process.returncode is not None:

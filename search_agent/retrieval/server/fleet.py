@@ -7,6 +7,7 @@ a server (``backend=dense``, ``topk=5``) go to all of them.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 import threading
@@ -19,10 +20,12 @@ from typing import Any, Literal
 
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.server import access
-from search_agent.retrieval.server.child import RunningServer, start_server
+from search_agent.retrieval.server.child import RunningServer, Stopped, start_server
 from verl.config.arguments import parse, run
 from verl.errors import InfrastructureError, UserError
 
+LOOK_S = 0.5
+"""How often it is looked whether servers elsewhere have started, or should stop."""
 PLACED = ("host", "port", "shard", "announce", "stop_with_stdin")
 START_S = 24 * 3600.0
 """The first server of a large corpus builds the index, while the others wait for it."""
@@ -57,12 +60,14 @@ class FleetConfig:
         return [arguments for _ in range(self.replicas) for arguments in shards]
 
 
-def start_here(config: FleetConfig, logs: Path, stack: ExitStack) -> list[RunningServer]:
+def start_here(
+    config: FleetConfig, logs: Path, stack: ExitStack, stop: threading.Event | None = None
+) -> list[RunningServer]:
     """Start all servers on this machine, to be stopped by ``stack``. Raises as ``start_server`` does."""
 
     def start(number: int, options: list[str]) -> RunningServer:
         log = logs / f"server_{number}.log"
-        return start_server(config.corpus, log=log, index=config.index, timeout_s=START_S, options=options)
+        return start_server(config.corpus, log=log, index=config.index, timeout_s=START_S, options=options, stop=stop)
 
     layouts = config.layouts()
     with ThreadPoolExecutor(len(layouts)) as pool:
@@ -73,7 +78,7 @@ def start_here(config: FleetConfig, logs: Path, stack: ExitStack) -> list[Runnin
     return [future.result() for future in starts]
 
 
-def start_on_ray(config: FleetConfig, logs: Path, stack: ExitStack) -> list[str]:
+def start_on_ray(config: FleetConfig, logs: Path, stack: ExitStack, stop: threading.Event | None = None) -> list[str]:
     """Start all servers on the nodes of the Ray cluster that is connected, and return their addresses.
 
     Raises InfrastructureError if one does not start.
@@ -88,6 +93,10 @@ def start_on_ray(config: FleetConfig, logs: Path, stack: ExitStack) -> list[str]
         actor.start.remote(config.corpus, config.index, logs / f"server_{number}.log", options)
         for number, (actor, options) in enumerate(zip(hosts, config.layouts(), strict=True))
     ]
+    while stop is not None and ray.wait(starts, num_returns=len(starts), timeout=LOOK_S)[1]:
+        if stop.is_set():
+            stack.callback(lambda: [ray.kill(actor) for actor in hosts])
+            raise Stopped
     try:
         addresses: list[str] = ray.get(starts)
     except ray.exceptions.RayError as error:
@@ -120,9 +129,9 @@ def main(arguments: Sequence[str]) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with ExitStack() as stack:
+    with ExitStack() as stack, contextlib.suppress(Stopped):
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retrieval-fleet-")))
-        urls = _start(config, logs, stack)
+        urls = _start(config, logs, stack, stopped)
         print(f"retrieval: {len(urls)} servers ready; retriever={','.join(urls)}", flush=True)
         stopped.wait()
     return 0
@@ -140,14 +149,14 @@ def parse_fleet(arguments: Sequence[str]) -> FleetConfig:
     return config
 
 
-def _start(config: FleetConfig, logs: Path, stack: ExitStack) -> list[str]:
+def _start(config: FleetConfig, logs: Path, stack: ExitStack, stop: threading.Event) -> list[str]:
     if config.place == "here":
-        return [server.url for server in start_here(config, logs, stack)]
+        return [server.url for server in start_here(config, logs, stack, stop)]
     import ray
 
     context: Any = ray.init(address="auto", log_to_driver=False)
     stack.callback(context.disconnect)
-    return start_on_ray(config, logs, stack)
+    return start_on_ray(config, logs, stack, stop)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,6 +120,24 @@ def test_opensearch_answers_a_batch_by_one_msearch(fake: Any, monkeypatch: pytes
     assert sent.body.endswith(b"\n")
     assert json.loads(sent.body.splitlines()[1])["query"]["multi_match"]["fields"] == ["title^2", "text"]
     assert "s3cret" not in str(engine.manifest())
+
+
+@pytest.mark.parametrize("query", ["a " * 4000, "林檎" * 2000, "don't!" * 1000])
+def test_no_server_of_others_is_sent_more_than_it_reads(fake: Any, query: str) -> None:
+    """They refuse what is longer, and a refusal would end the episode of a policy that writes it."""
+    server = fake(cluster)
+    opensearch.build(opensearch.Config(server.url, "wiki", ("title^2", "text")), NONE).search([query], 1)
+    sent = json.loads(server.asked[1].body.splitlines()[1])["query"]["multi_match"]["query"]
+    assert query.startswith(sent)
+    assert 2 * len(re.findall(r"[a-z]+|[林檎]", sent)) <= 1024
+    searcher = Searcher(["{}"])
+    lucene.Lucene(lucene.Config(Path("index")), searcher, NONE).search([query], 0)
+    assert len(re.findall(r"[a-z]+|[林檎]", searcher.asked[0])) <= 1024
+    web_server = fake(lambda asked: (200, REPLIES["searxng"]))
+    web.build(web.Config("searxng", url=f"{web_server.url}/find"), NONE).search([query], 1)
+    (sent,) = [asked.query["q"] for asked in web_server.asked]
+    assert query.startswith(sent)
+    assert (len(sent) <= 400, len(sent.split()) <= 50) == (True, True)
 
 
 def test_opensearch_that_is_not_there_or_holds_something_else(fake: Any) -> None:
@@ -327,6 +346,7 @@ class Searcher:
 
     def __init__(self, rows: Sequence[str | None]) -> None:
         self.rows, self.num_docs, self.bm25 = rows, len(rows), (0.0, 0.0)
+        self.asked: list[str] = []
 
     def set_bm25(self, k1: float, b: float) -> None:
         self.bm25 = (k1, b)
@@ -335,6 +355,7 @@ class Searcher:
         return SimpleNamespace(raw=lambda: self.rows[int(docid)])
 
     def batch_search(self, queries: list[str], qids: list[str], k: int, threads: int) -> dict[str, list[Any]]:
+        self.asked += queries
         ranked = [SimpleNamespace(docid=str(n), score=5.0 - n) for n in range(len(self.rows))]
         return {qid: ranked[:k] for query, qid in zip(queries, qids, strict=True) if query}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.coalescer import Failed
 from search_agent.retrieval.server.batcher import Batcher, QueueFull
 
 
@@ -75,7 +76,8 @@ async def test_one_bad_query_does_not_fail_its_batch(engine: Engine) -> None:
     engine.gate.set()
     outcomes = await asyncio.gather(*batcher.submit(["x", "bad", "yy"], 1), return_exceptions=True)
     assert outcomes[0] == [Hit(1, 1.0)]
-    assert isinstance(outcomes[1], RuntimeError)
+    assert isinstance(outcomes[1], Failed)
+    assert isinstance(outcomes[1].error, RuntimeError)
     assert outcomes[2] == [Hit(2, 1.0)]
 
 

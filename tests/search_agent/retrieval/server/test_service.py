@@ -176,6 +176,32 @@ def test_sigterm_ends_it_without_an_error(tmp_path: Path) -> None:
     server.stop()
 
 
+def test_sigterm_ends_a_fleet_that_still_builds(tmp_path: Path) -> None:
+    """The corpus is a pipe that nobody writes to: its servers never get ready, and it must not wait for them."""
+    corpus = tmp_path / "corpus.jsonl"
+    os.mkfifo(corpus)
+    command = [sys.executable, "-m", "search_agent.retrieval.server.fleet", f"corpus={corpus}", "replicas=2"]
+    fleet = subprocess.Popen(command, cwd=ROOT)
+    try:
+        pipe = open_when_read(corpus)
+        os.kill(fleet.pid, signal.SIGTERM)
+        assert fleet.wait(30) == 0
+        os.close(pipe)
+    finally:
+        fleet.kill()
+        fleet.wait()
+
+
+def open_when_read(pipe: Path) -> int:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 SLOW_ENGINE = """
 import time
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Turns many small questions into few larger ones, without a time window.
 
 A query leaves at once while fewer than the allowed requests are under way; what is asked in the meantime travels
-together in the next request. Identical queries in flight are asked once.
+together in the next request. Identical queries in flight are asked once. So the client asks servers, and a server its
+back end.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Coalescer(Generic[T, A]):
         self._pump_is_due = False
         self._closed: Exception | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Queries that no request has taken yet."""
+        return len(self._waiting)
+
     def is_in_flight(self, query: str, terms: T) -> bool:
         """Whether somebody waits for this very query already."""
         return (query, terms) in self._in_flight
@@ -40,16 +46,20 @@ class Coalescer(Generic[T, A]):
         """The answer to one query; raises what ``ask`` raised, a new exception for each who waits."""
         if self._closed is not None:
             raise copy.copy(self._closed)
+        try:
+            return await asyncio.shield(self.submit(query, terms))
+        except Failed as failed:
+            raise copy.copy(failed.error) from failed.error.__cause__
+
+    def submit(self, query: str, terms: T) -> asyncio.Future[A]:
+        """The future of one query's answer, shared by all who ask the same; it may end in ``Failed``."""
         key = (query, terms)
         future = self._in_flight.get(key)
         if future is None:
             future = self._in_flight[key] = asyncio.get_running_loop().create_future()
             self._waiting.append(key)
             self._schedule()
-        try:
-            return await asyncio.shield(future)
-        except _Failed as failed:
-            raise copy.copy(failed.error) from failed.error.__cause__
+        return future
 
     async def close(self, error: Exception) -> None:
         """Give up what is under way; those who wait, and all who ask later, get ``error``."""
@@ -104,11 +114,11 @@ class Coalescer(Generic[T, A]):
 
     def _fail(self, key: tuple[str, T], error: Exception) -> None:
         future = self._in_flight.pop(key)
-        future.set_exception(_Failed(error))
+        future.set_exception(Failed(error))
         future.exception()  # marks it as seen: everyone who waited may have been cancelled
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """Carries a failure to several waiters: a raised exception collects the traceback of one coroutine."""
 
     def __init__(self, error: Exception) -> None:
