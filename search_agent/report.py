@@ -24,6 +24,9 @@ _ROWS = (
     ("em_two_hop", "  two hops"),
     ("format_valid", "format valid"),
     ("searches", "searches per question"),
+    ("evidence/found", "evidence found"),
+    ("evidence/wrong_with", "  and still wrong"),
+    ("evidence/right_without", "right without evidence"),
     ("f1", "F1"),
     ("cover", "cover match"),
 )

@@ -16,6 +16,7 @@ from typing import Any
 from search_agent.evaluation.diagnostics import Diagnosis, accuracy_by_searches, diagnose, summarise
 from search_agent.protocols.base import Span
 from search_agent.rewards.evidence import EVIDENCE
+from search_agent.rewards.text import exact_match
 from search_agent.viewer.passages import passage_starts
 from search_agent.viewer.pieces import Pieces, utf16_length
 from search_agent.viewer.runs import Run, Saved
@@ -25,7 +26,7 @@ from verl.trajectory import Segment, ToolCall
 BLOCK = 64
 """Episodes in a block: opening one inflates so many, and fewer would pack worse."""
 _COLUMNS = ("run", "stage", "step", "question", "sample", "outcome", "reward", "answer", "searches", "turns", "tokens")
-_DERIVED = ("staleness", "evidence", "verdict", "credit")
+_DERIVED = ("right", "staleness", "evidence", "verdict", "credit")
 
 
 @dataclass
@@ -74,7 +75,7 @@ class _Packer:
         first, count = len(self.columns["run"]), 0
         for saved in run.episodes:
             episode = saved.episode
-            right = episode.trajectory.reward_parts.get("em") == 1
+            right = _right(saved)
             diagnosis = diagnose(episode.task, episode.trajectory, saved.reading, right=right)
             stages.setdefault(episode.stage, []).append(diagnosis)
             self._row(number, saved, diagnosis)
@@ -118,6 +119,7 @@ class _Packer:
             "searches": len(diagnosis.searches),
             "turns": trajectory.num_turns,
             "tokens": len(trajectory),
+            "right": None if diagnosis.aborted else int(diagnosis.right),
             "staleness": None if oldest is None or episode.stage != "train" else episode.step - 1 - oldest,
             "evidence": _rounded(diagnosis.evidence),
             "verdict": self._name("verdict", diagnosis.verdict),
@@ -145,6 +147,12 @@ class _Packer:
             mean = fmean(self.columns["reward"][place] for place in members)
             for place in members if len(members) > 1 else ():
                 self.columns["credit"][place] = _rounded(self.columns["reward"][place] - mean)
+
+
+def _right(saved: Saved) -> bool:
+    """As the reward measured it; a reward of somebody's own that does not is judged by exact match."""
+    parts, answer = saved.episode.trajectory.reward_parts, saved.reading.answer
+    return parts.get("em", exact_match(answer or "", saved.episode.task.golden_answers)) == 1
 
 
 def _question(task: Task) -> list[Any]:

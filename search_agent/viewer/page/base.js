@@ -76,7 +76,7 @@ const data = {
     return { id, text: text || id, golds, supporting }; // files of earlier versions hold no question
   },
   run(number) { return this.runs[this.columns.run[number]].name; },
-  right(number) { return this.parts.em?.[number] === 1; },
+  right(number) { return this.columns.right[number] === 1; },
 };
 
 function hint(text) {

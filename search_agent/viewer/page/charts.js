@@ -29,7 +29,7 @@ function lineChart(title, series, { floor = null, ceiling = null, xTitle = "step
   const y = value => TALL - BOTTOM - (value - y0) / (y1 - y0) * (TALL - BOTTOM - TOP);
   const picture = svg("svg.chart", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "img", "aria-label": `${title} over ${xTitle}` });
   for (const tick of ticks(y0, y1)) picture.append(
-    svg("line.grid", { x1: LEFT, x2: WIDE - RIGHT, y1: y(tick), y2: y(tick) }),
+    svg("line.rule", { x1: LEFT, x2: WIDE - RIGHT, y1: y(tick), y2: y(tick) }),
     svg("text.tick", { x: LEFT - 6, y: y(tick) + 3.5, "text-anchor": "end" }, short(tick)));
   for (const tick of ticks(x0, x1, 5).filter(Number.isInteger)) picture.append(
     svg("text.tick", { x: x(tick), y: TALL - 6, "text-anchor": "middle" }, short(tick)));

@@ -169,7 +169,7 @@ function answerPattern(golds) {
   const wanted = golds.map(gold => gold.toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [])
     .map(words => words.filter((word, i) => words.length === 1 || i || !["a", "an", "the"].includes(word)))
     .filter(words => words.length && !["yes", "no", "noanswer", "a", "an", "the"].includes(words.join(" ")))
-    .map(words => words.join("[^\\p{L}\\p{N}]{1,3}")).sort((a, b) => b.length - a.length);
+    .map(words => words.join("[^\\p{L}\\p{N}]{1,6}")).sort((a, b) => b.length - a.length);
   return wanted.length ? new RegExp(`(?<![\\p{L}\\p{N}])(?:${wanted.join("|")})(?![\\p{L}\\p{N}])`, "giu") : null;
 }
 

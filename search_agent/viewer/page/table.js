@@ -11,8 +11,8 @@ const TITLES = {
   evidence: "Share of the evidence that searches showed",
 };
 const PRESETS = [
-  ["all", ""], ["right", "em=1"], ["wrong", "em=0"], ["evidence found, still wrong", 'verdict="wrong with evidence"'],
-  ["right without evidence", 'verdict="right without evidence"'], ["no answer", "answered=0"],
+  ["all", ""], ["right", "right=1"], ["wrong", "right=0"], ["evidence found, still wrong", 'verdict="wrong with evidence"'],
+  ["right without evidence", 'verdict="right without evidence"'], ["no answer", 'answer="" outcome!=aborted'],
   ["cut off", "outcome=truncated"], ["aborted", "outcome=aborted"],
 ];
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from search_agent.viewer.__main__ import write_page
 from search_agent.viewer.pack import pack
 from search_agent.viewer.runs import read_run
+from search_agent.viewer.serve import make_server
 from tests.browser import BROWSER, Page, browser, opened
 from tests.search_agent.viewer.support import EVIL, small_run
 
@@ -158,3 +161,41 @@ async def test_a_small_screen_is_not_wider_than_it_is(port: int, page_file: Path
     async with shown(port, page_file, place, "document.querySelector('#view').children.length", width=360) as page:
         await page.run("new Promise(done => setTimeout(done, 100))")
         assert await page.run("document.documentElement.scrollWidth") <= 360
+
+
+async def test_a_served_page_asks_for_its_blocks_alone(port: int, tmp_path: Path) -> None:
+    with make_server(pack([read_run(small_run(tmp_path / "run"))])) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            async with opened(port) as page:
+                await page.call("Network.enable")
+                await page.show(f"http://127.0.0.1:{server.server_address[1]}/#/episode/1")
+                await page.until("document.querySelectorAll('.segment').length === 6")
+                assert await texts(page, "mark") == ["Ashby"]
+                sent = [
+                    e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"
+                ]
+                assert {url.split("/", 3)[3] for url in sent} <= {"", "block/0", "favicon.ico"}
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("golds", "text", "found"),
+    [
+        (["Ashby"], "ASHBY, Ashbyton and ashby.", ["ASHBY", "ashby"]),
+        (["The New York"], "in new-york; New\nYork", ["new-york", "New\nYork"]),
+        (["yes", "no", "A", ""], "yes no a", []),
+        (["Zürich", "東京"], "in ZÜRICH, 東京.", ["ZÜRICH", "東京"]),
+        (["C++ (language)"], "c++ (Language)", ["c++ (Language"]),
+        (["I"], "I in VI", ["I"]),
+    ],
+)
+async def test_accepted_answers_are_marked_as_whole_words(
+    port: int, page_file: Path, golds: list[str], text: str, found: list[str]
+) -> None:
+    async with shown(port, page_file, "#/", "document.querySelector('.chart')") as page:
+        marks = f"marked({json.dumps(text)}, answerPattern({json.dumps(golds)})).filter(piece => piece.tagName)"
+        assert await page.run(f"{marks}.map(mark => mark.textContent)") == found

@@ -44,6 +44,15 @@ def test_the_index_has_a_row_for_each_episode_in_the_order_of_the_run(packed: Pa
     assert column(packed, "evidence")[:2] == [1, 1]
     assert column(packed, "staleness") == [None, 0, 0, 0, None, None]
     assert packed.index["parts"]["em"] == [0, 1, 0, 1, None, 1]
+    assert column(packed, "right") == [0, 1, 0, 1, None, 1]
+
+
+def test_a_reward_that_measures_no_exact_match_is_judged_by_the_answer(tmp_path: Path) -> None:
+    rows = [(ASHBY, search_episode(ASHBY, 0, answer=answer)) for answer in ("Ashby", "Malden")]
+    for _, trajectory in rows:
+        trajectory.reward_parts = {"taste": 0.5}
+    packed = pack([read_run(write_run(tmp_path / "run", {("train", 1): rows}))])
+    assert column(packed, "right") == [1, 0]
 
 
 def test_credit_is_the_reward_above_the_mean_of_the_group(packed: Packed) -> None:
