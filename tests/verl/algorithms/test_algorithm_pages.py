@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -41,7 +42,7 @@ def test_every_command_on_a_page_is_accepted(page: Path) -> None:
     commands = re.findall(r"^bash cmd/train\.sh (.*)$", page.read_text(), flags=re.MULTILINE)
     assert commands, "a page shows how to choose what it describes"
     for command in commands:
-        assert isinstance(build(RunConfig, compose("train", command.split())), RunConfig)
+        assert isinstance(build(RunConfig, compose("train", shlex.split(command, comments=True))), RunConfig)
 
 
 def test_every_algorithm_is_in_the_index_and_every_link_leads_to_a_page() -> None:
