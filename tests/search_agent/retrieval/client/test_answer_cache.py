@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
+from search_agent.retrieval.server.child import start_server
 from verl.errors import InfrastructureError, UserError
 
 NOBODY = "http://127.0.0.1:9"
@@ -114,6 +116,30 @@ async def test_a_server_that_runs_tells_recordings_of_several_corpora_apart(tmp_
         assert (await client.search("x", 1)).documents[0].text == "B x"
         assert await client.info() == {"fingerprint": "B"}
     assert corpus.asked == []
+
+
+async def test_an_answer_on_other_terms_is_another_answer(tmp_path: Path) -> None:
+    """A real server: a filter, or ids alone, changes what is kept; the order of options does not."""
+    rows = [{"id": f"{year}", "contents": f"red {year}", "year": year} for year in (2017, 2018, 2019)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked: list[dict[str, Any]] = [
+        {},
+        {"options": {"year.from": 2018, "year.to": 2018}},
+        {"options": {"year.from": 2018}, "ids_only": True},
+        {"ids_only": True},
+    ]
+    with start_server(tmp_path / "c.jsonl", log=tmp_path / "log", options=["filters=year"]) as server:
+        for cached in (False, True):
+            async with RetrievalClient(config(server.url, "cache", tmp_path / "c.sqlite")) as client:
+                results = [await client.search("red", 9, **terms) for terms in asked]
+                ids = [sorted(document.id for document in result.documents) for result in results]
+                texts = [bool(result.documents[0].text) for result in results]
+                turned = await client.search("red", 9, {"year.to": 2018, "year.from": 2018})
+            assert ids == [["2017", "2018", "2019"], ["2018"], ["2018", "2019"], ["2017", "2018", "2019"]]
+            assert texts == [True, True, False, False]
+            assert [result.cached for result in results] == [cached] * 4
+            assert turned.cached
+            assert turned.documents == results[1].documents
 
 
 async def test_failures_are_not_stored(tmp_path: Path) -> None:
