@@ -136,7 +136,15 @@ _EMPTY = {"search": "the query is empty"}
 
 def contents(text: str, tag: str) -> list[str]:
     """The stripped contents of every closed block of ``tag``, in order."""
-    return [match.strip() for match in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    found, position = [], 0
+    while (begin := text.find(opening, position)) >= 0:
+        begin += len(opening)
+        if (end := text.find(closing, begin)) < 0:  # nor after any later opening: a policy may write thousands
+            break
+        found.append(text[begin:end].strip())
+        position = end + len(closing)
+    return found
 
 
 def block_names(text: str, tags: Sequence[str]) -> list[str] | None:

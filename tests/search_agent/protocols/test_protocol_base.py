@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_agent.protocols import autorefine, research
 from search_agent.protocols.actions import Answer, Call, Invalid
 from search_agent.protocols.base import block_names, contents, parse_action
+from verl.trajectory import Trajectory
 
 TAGS = ("think", "search", "answer")
 fragments = st.lists(
@@ -39,6 +43,24 @@ def test_the_action_that_closes_first_is_the_turn(text: str, action: object) -> 
 def test_nothing_after_the_first_closing_action_tag_changes_the_action(before: list[str], after: list[str]) -> None:
     turn = "".join(before) + "</search>"
     assert parse_action(turn + "".join(after)) == parse_action(turn)
+
+
+@given(fragments)
+def test_contents_are_those_of_each_closed_block(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    for tag in TAGS:
+        assert contents(text, tag) == [found.strip() for found in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("piece", ["<think>", "</think>", " ", "\\boxed{", "<answer> ", "a"])
+def test_a_turn_of_any_length_is_read(piece: str) -> None:
+    """What is searched again for each of its pieces would take minutes here, while other episodes wait."""
+    trajectory = Trajectory("t", 0)
+    trajectory.append_prompt([1], "q")
+    for text in (piece * 200_000, "<think>t</think><answer>x</answer>" + piece * 200_000 + "x"):
+        trajectory.append_generated([1], text, [0.0], [0], "end_of_turn")
+    for protocol in (autorefine.build(autorefine.Config()), research.build(research.Config())):
+        assert not protocol.read(trajectory).format_valid
 
 
 @given(st.text())
