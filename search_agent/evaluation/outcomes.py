@@ -77,7 +77,7 @@ def read_outcomes(run: Path, stage: str | None = None) -> Outcomes:
 
     Raises UserError where there are no such episodes, or where they do not say what the right answers are.
     """
-    file = run if run.is_file() else _file(run, stage)
+    file = run if run.is_file() else file_of(run, stage)
     protocol = protocol_of(run.parent.parent if run.is_file() else run)
     outcomes = Outcomes(run.resolve().name, stage_and_step(file)[0])
     for episode in read_episodes(file):
@@ -90,17 +90,20 @@ def read_outcomes(run: Path, stage: str | None = None) -> Outcomes:
 def add(outcomes: Outcomes, episode: Episode, protocol: SearchProtocol) -> None:
     """Score one episode. Raises UserError if its record has no accepted answer."""
     task = episode.task
-    if not task.golden_answers:
-        raise UserError(
-            f"{outcomes.name}, {outcomes.stage}: task {task.id} was saved without its accepted answers (by an earlier "
-            "version, or for a question without any): play the evaluation again"
-        )
     outcomes.tasks.setdefault(task.id, task)
     outcomes.samples.setdefault(task.id, []).append(score(episode, protocol))
 
 
 def score(episode: Episode, protocol: SearchProtocol) -> Sample:
-    """Read an episode's answer and score it; what infrastructure ended has none."""
+    """Read an episode's answer and score it; what infrastructure ended has none.
+
+    Raises UserError if its record has no accepted answer.
+    """
+    if not episode.task.golden_answers:
+        raise UserError(
+            f"{episode.stage}: task {episode.task.id} was saved without its accepted answers (by an earlier version, "
+            "or for a question without any): play the evaluation again"
+        )
     reading = protocol.read(episode.trajectory)
     answer = None if episode.trajectory.outcome == "aborted" else reading.answer
     scores = AnswerScores(0, 0, 0, 0, 0) if answer is None else score_answer(answer, episode.task.golden_answers)
@@ -116,7 +119,8 @@ def stages_of(run: Path) -> dict[str, Path]:
     return {stage: file for file in episode_files(run) for stage in (stage_and_step(file)[0],)}
 
 
-def _file(run: Path, stage: str | None) -> Path:
+def file_of(run: Path, stage: str | None) -> Path:
+    """The file of a stage's newest step; without a name, of the run's result. Raises UserError if there is none."""
     stages = stages_of(run)
     wanted = stage or next(name for name in (*_PREFERRED, *stages) if name in stages)
     if wanted not in stages:
