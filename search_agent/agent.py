@@ -94,7 +94,7 @@ class SearchAgent:
             score = await self._reward.score_aside(task, trajectory)
         else:
             score = score_here(self._reward, name_scoring(self._plugin, task, trajectory), task, trajectory)
-        measured = {} if "em" in score.parts else measure(task, self._protocol.read(trajectory))
+        measured = {} if "answered" in score.parts else measure(task, self._protocol.read(trajectory))
         return Score(score.reward, {**measured, **score.parts}, evidence_gains(task, trajectory))
 
     def stats(self) -> dict[str, float]:

@@ -121,7 +121,7 @@ class Session:
         self._stack = ExitStack()
         source = find_source(config)
         model, corpus = model_path(config, source), source.test.corpus
-        self._urls = asyncio.run(start_retrievers(config, {"test": corpus}, folder, self._stack)).urls
+        self._urls = asyncio.run(start_retrievers(config, {"test": corpus}, folder, self._stack, source.server)).urls
         if config.retriever != "embedded":
             asyncio.run(read_manifests(config, self._urls["test"], READY_TIMEOUT_S))
         self._tokenizer = AutoTokenizer.from_pretrained(model)

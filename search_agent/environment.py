@@ -20,7 +20,7 @@ from search_agent.protocols.actions import Action, Answer, Call, Invalid, Say, T
 from search_agent.protocols.base import SearchProtocol
 from search_agent.protocols.framing import Framing, FramingKind, Tokenizer, make_framing
 from search_agent.protocols.observation import Shown, show
-from search_agent.retrieval.types import Document
+from search_agent.retrieval.types import Document, QueryRefused
 from search_agent.tools import search
 from search_agent.tools.base import BadRequest, Caller, Retriever, Tools
 from verl.config.build import Plugin
@@ -261,7 +261,7 @@ class SearchEnvironment:
             if (tool := self._tools.get(call.tool)) is None:
                 raise BadRequest(f"there is no tool {call.tool}")
             result = await tool.call(call.request, self._caller)
-        except BadRequest as refusal:
+        except (BadRequest, QueryRefused) as refusal:
             return (), ToolCall(call.tool, call.request, failure=str(refusal))
         found = tuple(ToolResult(document.id, document.score, document.title) for document in result.documents)
         return result.documents, ToolCall(

@@ -109,14 +109,13 @@ async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, A
     from search_agent.launch import processes
     from search_agent.lengths import check_lengths
     from search_agent.manifests import check_retriever
-    from search_agent.source import Source
     from verl.trainer.evaluator import Evaluator
 
     source = await asyncio.to_thread(find_source, config)
     tasks, model = source.test.load()[: config.evaluation.test_tasks], model_path(config, source)
     check_lengths({"test": tasks}, config, model)
     await check_retriever(config, folder)
-    only_test = Source(source.test, source.test, source.test, source.model)
+    only_test = replace(source, train=source.test, dev=source.test)
     async with processes(config, only_test, model, folder.logs, scratch, learn=False, probes=list) as live:
         measuring = Evaluator(live.pool, describe, config.evaluation.decodings).measure(
             tasks, "test", "eval", 0, keep_in=folder

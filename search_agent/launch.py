@@ -65,7 +65,9 @@ async def processes(
     with ExitStack() as stack:
         runtime = RayRuntime(cluster, ranks + config.rollout.workers, scratch / "ray")
         servers = asyncio.create_task(
-            start_retrievers(config, {name: split.corpus for name, split in source.splits.items()}, logs, stack)
+            start_retrievers(
+                config, {name: split.corpus for name, split in source.splits.items()}, logs, stack, source.server
+            )
         )
         learner_logs = [logs / f"learner_{rank}.log" for rank in range(ranks)]
         place = places(cluster, ranks, config.rollout.workers, engine.tensor_parallel_size)

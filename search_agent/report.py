@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,10 @@ _ROWS = (
     ("evidence/right_without", "right without evidence"),
     ("f1", "F1"),
     ("cover", "cover match"),
+    ("accuracy", "execution accuracy"),
 )
+_RANKED = re.compile(r"[a-z]+@\d+")
+"""Measures of a ranking at a depth, such as ``recall@3``."""
 
 
 def print_report(folder: RunFolder, config: RunConfig) -> None:
@@ -65,7 +69,8 @@ def evaluation_table(title: str, results: dict[str, dict[str, Any]]) -> Table:
             columns.append(column)
     sets = sorted({key for column in columns for key in column if key.startswith("em/") and f"{key}_n" in column})
     by_set = [(key, f"  {key.removeprefix('em/')}") for key in sets] + [("em/mean", "  mean of the sets")]
-    for key, label in (_ROWS[0], *by_set, *_ROWS[1:]):
+    ranked = sorted({key for column in columns for key in column if _RANKED.fullmatch(key)})
+    for key, label in (_ROWS[0], *by_set, *_ROWS[1:], *((key, key) for key in ranked)):
         if any(key in column for column in columns):
             table.add_row(label, *(_cell(column, key) for column in columns))
     return table

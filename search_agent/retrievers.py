@@ -6,9 +6,10 @@ Invariant: work that searches on servers of ours ends, with an error, soon after
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,15 +44,23 @@ class Retrievers:
 
 
 async def start_retrievers(
-    config: RunConfig, splits: Mapping[str, Path | None], logs: Path, stack: ExitStack
+    config: RunConfig,
+    splits: Mapping[str, Path | None],
+    logs: Path,
+    stack: ExitStack,
+    options: Sequence[str] = (),
 ) -> Retrievers:
-    """With ``retriever=embedded``, servers started now, one a corpus, that end with ``stack``; else the given ones."""
+    """With ``retriever=embedded``, servers started now, one a corpus, that end with ``stack``; else the given ones.
+
+    ``options`` are further arguments of our servers, ``Source.server``.
+    """
     if config.retriever_urls:
         return Retrievers({split: list(config.retriever_urls) for split in splits}, {})
     corpora = sorted({corpus for corpus in splits.values() if corpus is not None})
     paths = [logs / f"retriever_{number}.log" for number in range(len(corpora))]
+    start = partial(start_server, options=options)
     servers = await asyncio.gather(
-        *(asyncio.to_thread(start_server, corpus, log=log) for corpus, log in zip(corpora, paths, strict=True))
+        *(asyncio.to_thread(start, corpus, log=log) for corpus, log in zip(corpora, paths, strict=True))
     )
     for server in servers:
         stack.enter_context(server)

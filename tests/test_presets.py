@@ -43,7 +43,9 @@ def test_the_parts_of_a_recipe_fit_together(name: str) -> None:
     config.reward.build(protocol)
     limits = config.environment.config
     turn = limits.max_tokens_per_turn
-    one_search = limits.max_prompt_tokens + turn + limits.max_observation_tokens + turn
+    one_search = limits.max_prompt_tokens + turn
+    if limits.max_turns:
+        one_search += limits.max_observation_tokens + turn
     assert one_search <= config.rollout.engine.max_context_tokens
     assert protocol.system is None or limits.framing != "plain"
     episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt

@@ -106,14 +106,14 @@ def build_world(config: Config) -> WorldPaths:
 
     traces = draw_traces(draw_warmup(splits, config.seed), config.traces, config.seed, style, encode)
     counts = {
-        "corpus.jsonl": _write(paths.corpus, _corpus(splits["train"])),
-        "train.jsonl": _write(paths.train, map(_row, splits["train"].tasks)),
-        "test.jsonl": _write(paths.test, map(_row, splits["test"].tasks)),
-        "dev/corpus.jsonl": _write(paths.dev_corpus, _corpus(splits["dev"])),
-        "dev/dev.jsonl": _write(paths.dev, map(_row, splits["dev"].tasks)),
-        "clean/corpus.jsonl": _write(paths.clean_corpus, _corpus(splits["clean"])),
-        "clean/test.jsonl": _write(paths.clean_test, map(_row, splits["clean"].tasks)),
-        "traces.jsonl": _write(paths.traces, (trace.to_record() for trace in traces)),
+        "corpus.jsonl": write_rows(paths.corpus, _corpus(splits["train"])),
+        "train.jsonl": write_rows(paths.train, map(_row, splits["train"].tasks)),
+        "test.jsonl": write_rows(paths.test, map(_row, splits["test"].tasks)),
+        "dev/corpus.jsonl": write_rows(paths.dev_corpus, _corpus(splits["dev"])),
+        "dev/dev.jsonl": write_rows(paths.dev, map(_row, splits["dev"].tasks)),
+        "clean/corpus.jsonl": write_rows(paths.clean_corpus, _corpus(splits["clean"])),
+        "clean/test.jsonl": write_rows(paths.clean_test, map(_row, splits["clean"].tasks)),
+        "traces.jsonl": write_rows(paths.traces, (trace.to_record() for trace in traces)),
     }
     _write_manifest(paths, config, counts, parameters)
     return paths
@@ -144,7 +144,7 @@ def _row(task: Task) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines; returns how many."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -19,7 +19,7 @@ from search_agent.protocols.base import Passage, TagProtocol
 from search_agent.protocols.render import read_prompt
 from verl.trajectory import Segment
 
-Family = Literal["literature", "trials", "evidence", "sparse", "dense", "sql", "short"]
+Family = Literal["literature", "trials", "evidence", "sparse", "dense", "sql", "short", "sql_short"]
 
 MAX_QUERY_CHARS = 20_000
 """A longer query is no query: whoever carries it out is not to be kept busy by it."""
@@ -37,6 +37,7 @@ _ROLES: dict[Family, str] = {
     "matches meanings. Keep the text and add to it, or leave it as it is.",
     "sql": "Write one SQLite query that answers the question. Use the tables and columns of the schema alone.",
     "short": "",
+    "sql_short": "",
 }
 
 
@@ -45,7 +46,8 @@ class Config:
     """Settings of the protocol."""
 
     family: Family = "evidence"
-    """What is searched, and so how the prompt words the task; ``short`` is the bare question, for tiny models."""
+    """What is searched, and so how the prompt words the task; ``short`` and ``sql_short`` are the bare question, for
+    tiny models."""
     reasoning: bool = True
     """Whether the policy thinks first; false asks for the answer at once, and its tags alone are the format."""
     prompt_file: str | None = None
@@ -62,7 +64,7 @@ class DeepRetrieval(TagProtocol):
     results = "results"
 
     def __init__(self, config: Config) -> None:
-        self.key, self.tool = ("sql", "sql") if config.family == "sql" else ("query", "query")
+        self.key, self.tool = ("sql", "sql") if config.family.startswith("sql") else ("query", "query")
         self.blocks = ("think", "answer") if config.reasoning else ("answer",)
         self.prefill = f"<{self.blocks[0]}>"
         self._template = read_prompt(config.prompt_file, needs_question=True) if config.prompt_file else None
@@ -72,7 +74,7 @@ class DeepRetrieval(TagProtocol):
         """The role, the format and the question."""
         if self._template is not None:
             return self._template.replace("{question}", question.strip())
-        if self._config.family == "short":
+        if not _ROLES[self._config.family]:
             return f"{question.strip()}\n"
         think = "Think first, between <think> and </think>. " if self._config.reasoning else ""
         return (

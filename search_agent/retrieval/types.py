@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+class QueryRefused(Exception):
+    """A query that the engine behind a server cannot read (open parentheses, say): its writer's fault, no outage."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One passage, as the corpus holds it, with the score that one query gave it."""

@@ -24,7 +24,7 @@ from verl.trajectory import ToolCall, Trajectory
 
 RELEVANT = "relevant"
 """Where a task's metadata holds the relevant passages: a list of ids, or ids with their grades."""
-DEPTHS = {"answer_rank": (1, 5, 20, 50, 100), "ndcg": (10, 100), "recall": (3, 10, 100, 3000), "execution": ()}
+ANSWER_DEPTHS = (1, 5, 20, 50, 100)
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,10 @@ def ranking_parts(config: Config, task: Task, call: ToolCall | None) -> dict[str
         return {"accuracy": fact(task, call, "correct") if call else 0.0}
     if config.metric == "answer_rank":
         rank = fact(task, call, "answer_rank") if call else 0.0
-        return {f"hit@{k}": float(0 < rank <= k) for k in DEPTHS["answer_rank"]}
+        return {f"hit@{k}": float(0 < rank <= k) for k in ANSWER_DEPTHS}
     grades, found = relevant(task), [result.id for result in call.results] if call else []
-    parts = {f"{config.metric}@{config.k}": 0.0}
-    for k in {*DEPTHS[config.metric], config.k}:
-        parts[f"{config.metric}@{k}"] = (recall if config.metric == "recall" else ndcg)(found, grades, k)
+    parts = {f"recall@{k}": recall(found, grades, k) for k in sorted({3, 10, 100, config.k})}
+    parts |= {f"ndcg@{k}": ndcg(found, grades, k) for k in sorted({10, config.k})}
     return {**parts, "hit@1": hit(found, grades, 1), "hit@20": hit(found, grades, 20)}
 
 

@@ -21,7 +21,8 @@ class Retriever(Protocol):
     async def search(
         self, query: str, k: int, *, options: Mapping[str, Any] | None = None, ids_only: bool = False
     ) -> SearchResult:
-        """Up to ``k`` documents, best first. Raises InfrastructureError when it failed for good.
+        """Up to ``k`` documents, best first. Raises InfrastructureError when it failed for good, QueryRefused for a
+        query that cannot be read.
 
         ``options`` narrow the search (a last date, say); with ``ids_only`` documents come without texts.
         """

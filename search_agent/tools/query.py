@@ -1,18 +1,22 @@
 """The tool ``query``: runs the one query that an episode ends with, deep into the ranking, and shows nothing.
 
-What comes back is ids and scores; texts stay at the server. Where an answer is looked for in passages, the server says
-which passages hold one, so that thousands of texts do not travel for one number.
+What comes back is ids and scores; texts stay at the server, unless an answer is looked for in them: then the first
+hundred passages are read, and deeper ones only where none of those holds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from search_agent.retrieval.types import SearchResult
+from search_agent.evaluation.metrics import first_answer_rank
+from search_agent.retrieval.types import Document, SearchResult
 from search_agent.tools.base import Caller, Retriever, Tool
+from verl.data.tasks import Task
 from verl.errors import UserError
+
+DEPTHS = (100, 1000)
+"""How deep an answer is looked for before all ``k`` passages are read."""
 
 
 @dataclass(frozen=True)
@@ -36,30 +40,37 @@ class Config:
 
 
 class Query(Tool):
-    """Asks the retriever for ids."""
+    """Asks the retriever for ids; where an answer is looked for, for texts, and only as deep as it must."""
 
     def __init__(self, config: Config, retriever: Retriever) -> None:
         self._config, self._retriever = config, retriever
 
     async def call(self, request: str, caller: Caller) -> SearchResult:
-        """The ids found, best first. Raises BadRequest if the engine refuses the query."""
-        text = executed(self._config.executed_text, caller.task.question, request)
-        options = self._options(caller)
-        return await self._retriever.search(text, self._config.k, options=options, ids_only=True)
+        """What was found, best first, with ``answer_rank`` (0: none) as a fact where an answer is looked for."""
+        config = self._config
+        text = executed(config.executed_text, caller.task.question, request)
+        if config.answer_in is None:
+            return await self._retriever.search(text, config.k, options=self._options(caller.task), ids_only=True)
+        rank: int | None = None
+        for depth in [depth for depth in DEPTHS if depth < config.k] + [config.k]:
+            result = await self._retriever.search(text, depth, options=self._options(caller.task))
+            passages = (_shown(document, config.answer_in) for document in result.documents)
+            rank = first_answer_rank(passages, caller.task.golden_answers)
+            if rank is not None or len(result.documents) < depth:
+                break
+        return replace(result, facts={"answer_rank": float(rank or 0)})
 
-    def _options(self, caller: Caller) -> Mapping[str, Any]:
-        options: dict[str, Any] = {}
-        task, key = caller.task, self._config.latest_date
-        if key is not None:
-            if key not in task.metadata:
-                raise UserError(
-                    f"task {task.id}: its metadata has no {key}; write environment.tools.query.latest_date=null"
-                )
-            options["latest_date"] = str(task.metadata[key])
-        if self._config.answer_in is not None:
-            options["answers"] = list(task.golden_answers)
-            options["answer_in"] = self._config.answer_in
-        return options
+    def _options(self, task: Task) -> dict[str, str]:
+        key = self._config.latest_date
+        if key is None:
+            return {}
+        if key not in task.metadata:
+            raise UserError(f"task {task.id}: its metadata has no {key}; write latest_date=null for the tool query")
+        return {"date.to": str(task.metadata[key])}
+
+
+def _shown(document: Document, where: str) -> str:
+    return document.text if where == "text" else f"{document.title} {document.text}"
 
 
 def executed(mode: str, question: str, query: str) -> str:

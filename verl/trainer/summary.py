@@ -52,7 +52,7 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
     result["tokens"] = sum(len(trajectory) for trajectory in usable) / len(usable)
     calls = [call for trajectory in usable for call in trajectory.calls]
     result["calls"] = len(calls) / len(usable)
-    result["empty_calls"] = sum(not call.results for call in calls) / max(1, len(calls))
+    result["empty_calls"] = sum(not (call.results or call.facts) for call in calls) / max(1, len(calls))
     return result
 
 

@@ -29,7 +29,10 @@ class Backend(Protocol):
     """Queries that one call may bring: few where they are answered one by one, many where a batch shares work."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """At most k hits a query, best first, equal scores in corpus order; none where nothing matches."""
+        """At most k hits a query, best first, equal scores in corpus order; none where nothing matches.
+
+        Raises QueryRefused for a query that it cannot read; others in the batch are then asked by themselves.
+        """
         ...
 
     def implementation(self) -> str:

@@ -39,20 +39,27 @@ class Http:
     def json(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> tuple[int, Any]:
-        """Status and JSON of a reply. Raises InfrastructureError if there is none, or more than ``MAX_REPLY_BYTES``.
+        """Status and JSON of a reply. Raises InfrastructureError as ``reply`` does, and where it is no JSON."""
+        reply = self.reply(method, url, headers, body)
+        try:
+            return reply.status, orjson.loads(reply.raw) if reply.json is None else reply.json
+        except orjson.JSONDecodeError:
+            why = f"status {reply.status}, and no JSON"
+            raise InfrastructureError(f"{_host(url)} does not answer: {why}") from None
+
+    def reply(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> http.Reply:
+        """What the service said in the end. Raises InfrastructureError if that is nothing, or too much.
 
         Messages name the host alone: an address, and what is said about it, may hold a key.
         """
-        host = urlsplit(url).netloc.rpartition("@")[2]
         try:
-            reply = asyncio.run_coroutine_threadsafe(self._ask(method, url, headers, body), self._loop).result()
-            return reply.status, orjson.loads(reply.raw) if reply.json is None else reply.json
-        except orjson.JSONDecodeError:
-            raise InfrastructureError(f"{host} does not answer: status {reply.status}, and no JSON") from None
+            return asyncio.run_coroutine_threadsafe(self._ask(method, url, headers, body), self._loop).result()
         except InfrastructureError as error:
             failure = error.__cause__
             why = failure.what if isinstance(failure, http.AttemptFailed) else type(failure).__name__
-            raise InfrastructureError(f"{host} does not answer: {why}") from None
+            raise InfrastructureError(f"{_host(url)} does not answer: {why}") from None
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None) -> http.Reply:
         parts = urlsplit(url)
@@ -66,6 +73,10 @@ class Http:
                 self._sessions[0], [address], self._retries, max_reply_bytes=MAX_REPLY_BYTES
             )
         return await self._hosts[address].exchange(method, url.removeprefix(address), body, headers)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _end(loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:

@@ -78,8 +78,9 @@ class RetrievalClient:
         """The k best documents for the query, cut and cleaned as far as it must be; none for one that is blank.
 
         ``options`` are the server's (dates, filters); with ``ids_only`` documents have neither title nor text.
-        Raises InfrastructureError after the last retry, UserError if a replay has no answer to this query, servers
-        contradict each other or speak a dialect without options, ValueError if k < 1.
+        Raises InfrastructureError after the last retry, QueryRefused for a query that cannot be read, UserError if a
+        replay has no answer to this query, servers contradict each other or speak a dialect without options,
+        ValueError if k < 1.
         """
         if k < 1:
             raise ValueError(f"k = {k}: at least 1")

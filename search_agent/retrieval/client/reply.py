@@ -18,10 +18,12 @@ import orjson
 from search_agent.retrieval.client.layout import merge
 from search_agent.retrieval.client.transport import Refused, Transport
 from search_agent.retrieval.http import excerpt
-from search_agent.retrieval.types import Document, split_contents
+from search_agent.retrieval.types import Document, QueryRefused, split_contents
 from verl.errors import InfrastructureError
 
 Documents = tuple[Document, ...]
+Failure = InfrastructureError | QueryRefused
+"""Why one query has no documents: it could not be answered, or not be read."""
 T = TypeVar("T")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -50,9 +52,7 @@ def clean(query: str, max_bytes: int) -> str:
     return words.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore").rstrip()
 
 
-async def ask(
-    transport: Transport, dialect: str, queries: Sequence[str], terms: Terms
-) -> list[Documents | InfrastructureError]:
+async def ask(transport: Transport, dialect: str, queries: Sequence[str], terms: Terms) -> list[Documents | Failure]:
     """What one server, or one group of replicas, says to each query. Raises InfrastructureError if it says nothing.
 
     A request that the server refuses is sent again query by query, so that one which it cannot bear fails alone.
@@ -74,15 +74,15 @@ async def ask(
         return [answer if isinstance(answer, InfrastructureError) else answer[0] for answer in answers]
 
 
-def merge_replies(parts: Sequence[Documents | InfrastructureError], k: int) -> Documents | InfrastructureError:
+def merge_replies(parts: Sequence[Documents | Failure], k: int) -> Documents | Failure:
     """The k best of what each shard found for one query; a failure if any shard failed on it."""
     for part in parts:
-        if isinstance(part, InfrastructureError):
+        if isinstance(part, Failure):
             return part
-    return merge([part for part in parts if not isinstance(part, InfrastructureError)], k)
+    return merge([part for part in parts if not isinstance(part, Failure)], k)
 
 
-def parse_reply(reply: Any, num_queries: int) -> list[Documents | InfrastructureError]:
+def parse_reply(reply: Any, num_queries: int) -> list[Documents | Failure]:
     """The documents of each query in a ``/retrieve`` reply, or why the server failed on that query.
 
     Raises InfrastructureError if it is no such reply.
@@ -95,8 +95,15 @@ def parse_reply(reply: Any, num_queries: int) -> list[Documents | Infrastructure
     errors = reply.get("errors") or {}
     if not isinstance(errors, Mapping) or not errors.keys() <= set(map(str, range(num_queries))):
         raise _not_a_reply("/retrieve", errors)
-    failed = {int(number): f"the server could not answer the query: {_shown(why)}" for number, why in errors.items()}
-    return [InfrastructureError(failed[n]) if n in failed else _documents(row) for n, row in enumerate(rows)]
+    refused = reply.get("refused")
+    at_fault = refused if isinstance(refused, list) else []
+    failed: dict[int, Failure] = {
+        number: QueryRefused(_shown(why))
+        if number in at_fault
+        else InfrastructureError(f"the server could not answer the query: {_shown(why)}")
+        for number, why in ((int(key), why) for key, why in errors.items())
+    }
+    return [failed.get(number) or _documents(row) for number, row in enumerate(rows)]
 
 
 def _documents(row: Any) -> Documents | InfrastructureError:

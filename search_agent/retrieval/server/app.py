@@ -19,6 +19,7 @@ from search_agent.retrieval.server.batcher import Batcher, QueueFull
 from search_agent.retrieval.server.loading import Served
 from search_agent.retrieval.server.openapi import document
 from search_agent.retrieval.server.wire import Answer, BadRequest, Bounds, Request
+from search_agent.retrieval.types import QueryRefused
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -214,6 +215,8 @@ def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:
     failed = done.exception()
     if isinstance(failed, Failed):
         error = failed.error
+        if isinstance(error, QueryRefused):
+            return Answer((), str(error), 422, refused=True)
         return Answer((), f"the back end failed: {type(error).__name__}: {error}", 500)
     return Answer(done.result())
 

@@ -10,7 +10,8 @@
                         -> {"query", "topk": [{"text": "title | text", "pid", "rank", "score", "prob"}, ...]}
 
 An empty query, or one that matches nothing, has no documents; an item of a batch that is no string, or fails, has none
-either, and ``/retrieve`` gives the reason under ``errors``. A model may have written the query: one that is too long is
+either, and ``/retrieve`` gives the reason under ``errors``, and under ``refused`` the numbers of queries that are at
+fault themselves. A model may have written the query: one that is too long is
 cut, and half a surrogate pair, which UTF-8 does not have, is replaced.
 """
 
@@ -77,6 +78,8 @@ class Answer:
     error: str | None = None
     status: int = 200
     """The HTTP status for a dialect that asks one query at a time."""
+    refused: bool = False
+    """Whether the query itself is at fault."""
 
 
 def parse_retrieve(body: bytes, bounds: Bounds) -> Request:
@@ -140,7 +143,9 @@ def render_retrieve(request: Request, answers: Sequence[Answer], documents: Docu
     show = documents.id_of if request.ids_only else documents.of
     rows = [_hits(answer.hits, show, request.with_scores) for answer in answers]
     errors = {str(number): answer.error for number, answer in enumerate(answers) if answer.error is not None}
+    refused = [number for number, answer in enumerate(answers) if answer.refused]
     tail = b',"errors":' + orjson.dumps(errors) if errors else b""
+    tail += b',"refused":' + orjson.dumps(refused) if refused else b""
     return b'{"result":[' + b",".join(rows) + b"]" + tail + b"}"
 
 

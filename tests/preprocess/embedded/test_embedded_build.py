@@ -94,7 +94,7 @@ def test_a_world_that_several_runs_want_is_built_once(tmp_path: Path, monkeypatc
         builds.append(config)
         sleep(0.05)
         paths = WorldPaths.under(Path(config.out))
-        paths.root.mkdir(parents=True)
+        paths.root.mkdir(parents=True, exist_ok=True)
         paths.manifest.write_text("{}")
         return paths
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.client.layout import arrange, manifest_of
-from search_agent.retrieval.client.reply import parse_reply
+from search_agent.retrieval.client.reply import Failure, parse_reply
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.types import Document, SearchResult
 from verl.errors import InfrastructureError, UserError
@@ -53,7 +53,7 @@ def test_any_json_is_documents_or_a_failure(reply: Any) -> None:
         answers = [error] * queries
     assert len(answers) == queries
     for answer in answers:
-        assert str(answer).isprintable() if isinstance(answer, InfrastructureError) else all(map(is_sound, answer))
+        assert str(answer).isprintable() if isinstance(answer, Failure) else all(map(is_sound, answer))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_any_json_is_documents_or_a_failure(reply: Any) -> None:
         {"result": [[]], "errors": {"99": "no"}},
         {"result": [[]], "errors": {"-1": "no"}},
         {"result": [[]], "errors": ["no"]},
+        {"result": [[]], "errors": {"0": "no"}, "refused": 5},
         {"result": [[{"document": {"id": "1", "text": "t"}, "score": float("nan")}]]},
     ],
 )

@@ -1,0 +1,54 @@
+"""Data plug-in: one of the worlds in which a question is a poor query, built once for each seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.queries.build import WORLD_VERSION, QueryPaths, build_query_world
+from preprocess.queries.worlds import Kind
+from search_agent.retrieval.index.index_files import exclusive
+from search_agent.source import Source, Split
+from verl.errors import UserError
+
+SERVERS: dict[Kind, tuple[str, ...]] = {
+    "passages": ("max_k=10000",),
+    "articles": ("max_k=10000", "backend.plugin=search_agent.retrieval.backends.pubmed", "backend.url=standin"),
+    "database": (),
+}
+"""How a run's own server serves the world. Articles are searched in PubMed's wire format: our back end asks a stand-in
+that holds the corpus."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which world, and its sizes."""
+
+    kind: Kind = "passages"
+    """``passages`` for BM25, ``articles`` for Boolean queries in PubMed's wire format, ``database`` for SQL."""
+    train_questions: int = 4000
+    """Questions about seven names in ten."""
+    dev_questions: int = 200
+    """Questions about names that training never asks about."""
+    test_questions: int = 500
+    """Questions about the rest of the names."""
+    traces: int = 20000
+    """Warm-up traces of an imperfect teacher, about names that training asks about."""
+
+    def __post_init__(self) -> None:
+        for key in ("train_questions", "dev_questions", "test_questions", "traces"):
+            if not 5 <= getattr(self, key) <= 100_000:
+                raise UserError(f"{key}={getattr(self, key)} cannot be built; write a number from 5 to 100000")
+
+
+def build(config: Config, *, out: Path, seed: int) -> Source:
+    """Build the world unless it stands in ``out`` already."""
+    questions = {"train": config.train_questions, "dev": config.dev_questions, "test": config.test_questions}
+    sizes = "-".join(str(count) for count in (*questions.values(), config.traces))
+    paths = QueryPaths(out / f"queries-v{WORLD_VERSION}-{config.kind}-{seed}-{sizes}")
+    if not paths.manifest.exists():
+        with exclusive(paths.root):
+            if not paths.manifest.exists():
+                build_query_world(paths, config.kind, seed, questions, config.traces)
+    splits = {split: Split(paths.tasks(split), paths.corpus) for split in questions}
+    return Source(**splits, model=paths.model, traces=paths.traces, server=SERVERS[config.kind])
