@@ -18,7 +18,7 @@ from bench.harness import Figure, main
 from search_agent.protocols import autorefine
 from search_agent.viewer.__main__ import MAX_BYTES, write_page
 from search_agent.viewer.pack import pack
-from search_agent.viewer.runs import Run, Saved
+from search_agent.viewer.runs import Run
 from tests.browser import BROWSER, browser, opened
 from verl.data.tasks import Task
 from verl.rollout.episodes import Episode
@@ -45,7 +45,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "viewer.html"
         began = time.perf_counter()
-        size = write_page(pack([Run("drawn", {}, drawn(n), Vocabulary())]), path)
+        size = write_page(pack([Run("drawn", {}, drawn(n), autorefine.build(autorefine.Config()), Vocabulary())]), path)
         yield Figure(f"{n:,} episodes, packing", time.perf_counter() - began, "s")
         yield Figure.at_most(f"{n:,} episodes, page", size / 2**20, "MiB", MAX_BYTES / 2**20 * n / EPISODES)
         if BROWSER is not None:
@@ -54,17 +54,13 @@ def figures(quick: bool) -> Iterator[Figure]:
                 yield Figure.at_most(f"{n:,} episodes, {place} stands after", value, "s", OPENS_S)
 
 
-def drawn(episodes: int) -> Iterator[Saved]:
+def drawn(episodes: int) -> Iterator[Episode]:
     """Episodes of a question, ``SAMPLES`` after each other."""
-    protocol = autorefine.build(autorefine.Config())
     for number in range(episodes):
         if number % SAMPLES == 0:
             identifier = f"train-{number // SAMPLES}"
             task = Task(identifier, f"{words(9)}?", (words(2),), {"supporting_ids": [identifier]})
-        trajectory = _played(task, number % SAMPLES)
-        episode = Episode(task, "train", trajectory, "train", 1 + number // 128)
-        spans = [protocol.spans(segment.text) for segment in trajectory.generated]
-        yield Saved(episode, protocol.read(trajectory), spans)
+        yield Episode(task, "train", _played(task, number % SAMPLES), "train", 1 + number // 128)
 
 
 def words(count: int) -> str:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from search_agent.evaluation.diagnostics import Diagnosis, accuracy_by_searches, diagnose, summarise
-from search_agent.protocols.base import Span
+from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.text import exact_match
-from search_agent.viewer.passages import passage_starts
+from search_agent.viewer.passages import passage_bounds
 from search_agent.viewer.pieces import Pieces, utf16_length
-from search_agent.viewer.runs import Run, Saved
+from search_agent.viewer.runs import Run
 from verl.data.tasks import Task
-from verl.trajectory import Segment, ToolCall
+from verl.rollout.episodes import Episode
+from verl.trajectory import Segment, ToolCall, Trajectory
 
 BLOCK = 64
 """Episodes in a block: opening one inflates so many, and fewer would pack worse."""
@@ -73,13 +74,12 @@ class _Packer:
         pieces = Pieces(run.decoder)
         stages: dict[str, list[Diagnosis]] = {}
         first, count = len(self.columns["run"]), 0
-        for saved in run.episodes:
-            episode = saved.episode
-            right = _right(saved)
-            diagnosis = diagnose(episode.task, episode.trajectory, saved.reading, right=right)
+        for episode in run.episodes:
+            reading = run.protocol.read(episode.trajectory)
+            diagnosis = diagnose(episode.task, episode.trajectory, reading, right=_right(episode, reading.answer))
             stages.setdefault(episode.stage, []).append(diagnosis)
-            self._row(number, saved, diagnosis)
-            self._waiting.append(_episode(saved, pieces))
+            self._row(number, episode, reading.answer, diagnosis)
+            self._waiting.append(_episode(episode.trajectory, run.protocol, pieces))
             count += 1
             if len(self._waiting) == BLOCK:
                 self.flush()
@@ -101,8 +101,7 @@ class _Packer:
             self.blocks.append(gzip.compress(text.encode(), compresslevel=9, mtime=0))
             self._waiting = []
 
-    def _row(self, run: int, saved: Saved, diagnosis: Diagnosis) -> None:
-        episode, answer = saved.episode, saved.reading.answer
+    def _row(self, run: int, episode: Episode, answer: str | None, diagnosis: Diagnosis) -> None:
         task, trajectory = episode.task, episode.trajectory
         key = (task.id, task.question, task.golden_answers)
         self.questions.setdefault(key, task)
@@ -149,27 +148,25 @@ class _Packer:
                 self.columns["credit"][place] = _rounded(self.columns["reward"][place] - mean)
 
 
-def _right(saved: Saved) -> bool:
+def _right(episode: Episode, answer: str | None) -> bool:
     """As the reward measured it; a reward of somebody's own that does not is judged by exact match."""
-    parts, answer = saved.episode.trajectory.reward_parts, saved.reading.answer
-    return parts.get("em", exact_match(answer or "", saved.episode.task.golden_answers)) == 1
+    measured = episode.trajectory.reward_parts.get("em")
+    return (exact_match(answer or "", episode.task.golden_answers) if measured is None else measured) == 1
 
 
 def _question(task: Task) -> list[Any]:
     return [task.id, task.question, list(task.golden_answers), [str(i) for i in task.metadata.get(EVIDENCE) or ()]]
 
 
-def _episode(saved: Saved, pieces: Pieces) -> list[Any]:
+def _episode(trajectory: Trajectory, protocol: SearchProtocol, pieces: Pieces) -> list[Any]:
     """Reason, gains of turns, segments."""
-    trajectory = saved.episode.trajectory
     gains = None if trajectory.turn_gains is None else [_rounded(gain) for gain in trajectory.turn_gains]
-    spans = iter(saved.spans)
-    segments = [_segment(segment, pieces, next(spans) if segment.is_policy else ()) for segment in trajectory.segments]
-    return [trajectory.reason, gains, segments]
+    return [trajectory.reason, gains, [_segment(segment, protocol, pieces) for segment in trajectory.segments]]
 
 
-def _segment(segment: Segment, pieces: Pieces, spans: Iterable[Span]) -> dict[str, Any]:
-    record: dict[str, Any] = {"k": segment.kind[0], "u": segment.turn, "n": len(segment), "t": segment.text}
+def _segment(segment: Segment, protocol: SearchProtocol, pieces: Pieces) -> dict[str, Any]:
+    text = segment.text
+    record: dict[str, Any] = {"k": segment.kind[0], "u": segment.turn, "n": len(segment), "t": text}
     if segment.is_policy:
         versions = sorted({int(version) for version in segment.versions})
         record |= {
@@ -177,12 +174,15 @@ def _segment(segment: Segment, pieces: Pieces, spans: Iterable[Span]) -> dict[st
             "v": versions[:1] + versions[-1:] if len(versions) > 1 else versions,
             # Hundredths of a nat: finer than a shade can show.
             "l": [round(-100 * value) for value in segment.logprobs.tolist()],
-            "p": pieces.lengths(segment.token_ids.tolist(), segment.text),
-            "x": [[span.kind, *(utf16_length(segment.text[:end]) for end in (span.begin, span.end))] for span in spans],
+            "p": pieces.lengths(segment.token_ids.tolist(), text),
+            "x": [
+                [span.kind, utf16_length(text[: span.begin]), utf16_length(text[: span.end])]
+                for span in protocol.spans(text)
+            ],
         }
     if segment.calls:
         record["c"] = [_call(call) for call in segment.calls]
-        record["o"] = passage_starts(segment.text, [result for call in segment.calls for result in call.results])
+        record["o"] = passage_bounds(text, [result for call in segment.calls for result in call.results], protocol)
     return record
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from search_agent.evaluation.reading import protocol_of
-from search_agent.protocols.base import Reading, Span
+from search_agent.protocols.base import SearchProtocol
 from search_agent.viewer.pieces import Decoder, open_tokenizer
 from verl.rollout.episodes import Episode, episode_files, read_episodes
 from verl.tracking.jsonl import read_metrics
-
-
-@dataclass(frozen=True)
-class Saved:
-    """One saved episode and what its protocol reads in it."""
-
-    episode: Episode
-    reading: Reading
-    spans: Sequence[Sequence[Span]]
-    """The parts of each generated segment."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +21,22 @@ class Run:
     name: str
     curves: dict[str, list[list[float]]]
     """Metric to ``[steps, values]``."""
-    episodes: Iterable[Saved]
+    episodes: Iterable[Episode]
+    protocol: SearchProtocol
+    """What reads the episodes."""
     decoder: Decoder | None
+    """What spells their tokens, where it is at hand."""
 
 
 def read_run(path: Path) -> Run:
     """Open a run folder. Raises UserError if it holds no episodes; the episodes are read when they are asked for."""
-    episode_files(path)
+    files = episode_files(path)
     metrics = path / "metrics.jsonl"
     return Run(
         name=path.resolve().name,
         curves=curves(read_metrics(metrics) if metrics.exists() else []),
-        episodes=_episodes(path),
+        episodes=(episode for file in sorted(files, key=_order) for episode in read_episodes(file)),
+        protocol=protocol_of(path),
         decoder=open_tokenizer(_tokenizer(path)),
     )
 
@@ -73,11 +67,3 @@ def _order(file: Path) -> tuple[int, str]:
     """In the order of a run's life: before training, training, after."""
     stage = file.name.rpartition("_")[0]
     return 0 if "before" in stage else 1 if stage == "train" else 2, file.name
-
-
-def _episodes(path: Path) -> Iterator[Saved]:
-    protocol = protocol_of(path)
-    for file in sorted(episode_files(path), key=_order):
-        for episode in read_episodes(file):
-            spans = [protocol.spans(segment.text) for segment in episode.trajectory.generated]
-            yield Saved(episode, protocol.read(episode.trajectory), spans)

@@ -125,7 +125,7 @@ function shade(piece, hundredths) {
 function observation(segment, supporting, answers, slowest, seen) {
   const calls = (segment.c ?? []).map(call => searchLine(call, slowest));
   const results = (segment.c ?? []).flatMap(call => call[5]);
-  const body = segment.o && segment.o.length ? passages(segment, results, supporting, answers, seen) : [el("pre.text", {}, marked(segment.t.trim(), answers))];
+  const body = segment.o ? passages(segment, results, supporting, answers, seen) : [el("pre.text", {}, marked(segment.t.trim(), answers))];
   const listed = segment.o || !results.length ? null : el("ol.results", {}, results.map(result => el("li", {}, badge(result, supporting, seen), result[2] || result[0])));
   return el("div.segment.shown", {},
     el("div.side", {}, el("b", {}, segment.c?.length ? "Search" : "Told"), el("span.trained", {}, "masked")),
@@ -141,20 +141,13 @@ function searchLine([tool, request, ms, cached, failure, results], slowest) {
     failure ? el("span.fact.bad", {}, failure) : results.length ? null : el("span.fact.bad", {}, "nothing found"));
 }
 
+// segment.o: where each passage begins, and where the last one ends; what stands around them is the protocol's.
 function passages(segment, results, supporting, answers, seen) {
-  const lead = segment.t.slice(0, segment.o[0]);
-  const cards = segment.o.map((begin, i) => {
-    let end = segment.o[i + 1] ?? segment.t.length, tail = "";
-    if (i === segment.o.length - 1) { // what closes the block is the protocol's, not the passage's
-      const close = segment.t.lastIndexOf("</", end);
-      if (close > begin) { tail = segment.t.slice(close); end = close; }
-    }
-    const gold = supporting.includes(results[i][0]);
-    return [el(`div.passage${gold ? ".evidence" : ""}`, {},
-      el("div.source", {}, badge(results[i], supporting, seen), el("code", { title: "Id" }, results[i][0]), el("span.num", { title: "Score" }, number(results[i][1], 2))),
-      el("pre.text", {}, marked(segment.t.slice(begin, end).trimEnd(), answers))), tail.trim() ? el("pre.frame", {}, tail.trim()) : null];
-  });
-  return [lead.trim() ? el("pre.frame", {}, lead.trim()) : null, ...cards.flat()];
+  const frame = text => text.trim() ? el("pre.frame", {}, text.trim()) : null;
+  const cards = results.map((result, i) => el(`div.passage${supporting.includes(result[0]) ? ".evidence" : ""}`, {},
+    el("div.source", {}, badge(result, supporting, seen), el("code", { title: "Id" }, result[0]), el("span.num", { title: "Score" }, number(result[1], 2))),
+    el("pre.text", {}, marked(segment.t.slice(segment.o[i], segment.o[i + 1]).trim(), answers))));
+  return [frame(segment.t.slice(0, segment.o[0])), ...cards, frame(segment.t.slice(segment.o.at(-1)))];
 }
 
 function badge([id], supporting, seen) {

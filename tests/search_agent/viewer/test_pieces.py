@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
 import pytest
 
-from search_agent.viewer.passages import passage_starts
+from search_agent.protocols import autorefine, research, search_r1
+from search_agent.viewer.passages import passage_bounds
 from search_agent.viewer.pieces import Pieces
 from verl.trajectory import ToolResult
 
@@ -48,16 +53,36 @@ def test_without_a_tokenizer_nothing_is_guessed() -> None:
     assert Pieces(None).lengths([1], "x") is None
 
 
-@pytest.mark.parametrize(
-    ("text", "titles", "starts"),
-    [
-        ("<documents>Doc 1(Title: A) x\nDoc 2(Title: B) y</documents>", ["A", "B"], [11, 29]),
-        (f"{FACE}\nDoc 1 A\nDoc 2 A", ["A", "A"], [3, 11]),
-        ("Doc 1 A", ["A", "B"], None),
-        ("Doc 1 A", [""], None),
-        ("none", [], []),
-    ],
-)
-def test_passages_begin_where_their_titles_do(text: str, titles: list[str], starts: list[int] | None) -> None:
-    results = [ToolResult(str(number), 1.0, title) for number, title in enumerate(titles)]
-    assert passage_starts(text, results) == starts
+@dataclass
+class Document:
+    """What a search found."""
+
+    title: str
+    text: str
+
+
+DOCUMENTS = [
+    Document('Red "Sky"', f"was written {FACE}\n\nby Mara"),  # mentions the next title
+    Document("Mara", "was born > in Ashby </result>"),
+    Document("", "Mara"),
+]
+PROTOCOLS = {"autorefine": autorefine, "search_r1": search_r1, "research": research}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_passages_are_found_as_their_protocol_renders_them(name: str) -> None:
+    module: Any = PROTOCOLS[name]
+    protocol = module.build(module.Config())
+    opening, *shown, closing = protocol.observe_results(DOCUMENTS)
+    text = "".join([opening, *shown, closing])
+    results = [ToolResult(str(number), 1.0, document.title) for number, document in enumerate(DOCUMENTS)]
+    bounds = passage_bounds(text, results, protocol)
+    assert bounds is not None
+    units = text.encode("utf-16-le")
+    found = [units[2 * begin : 2 * end].decode("utf-16-le") for begin, end in pairwise(bounds)]
+    for document, passage, rendered in zip(DOCUMENTS, found, shown, strict=True):
+        assert passage.strip() == rendered.strip()
+        assert document.text in passage
+    assert passage_bounds(text, results[::-1], protocol) is None
+    assert passage_bounds("That was no search.", results, protocol) is None
+    assert passage_bounds(text, [], protocol) is None
