@@ -49,7 +49,7 @@ def build(config: Config, *, out: Path, seed: int) -> Source:
         traces=config.traces,
     )
     if not paths.manifest.exists():  # a finished world may stand where nothing can be written
-        with exclusive(folder):
+        with exclusive(folder, key="", remedy="run it from a folder that can be written"):
             if not paths.manifest.exists():
                 build_world(world)
     return Source(

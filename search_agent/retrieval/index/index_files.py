@@ -36,16 +36,18 @@ SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 256, 1 << 14
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(
+    folder: Path, key: str = "index=", remedy: str = "give index=FOLDER that can be written"
+) -> Iterator[None]:
     """Let one process at a time write into ``folder``; the others wait, and then find it finished.
 
-    Raises UserError if nothing can be written there.
+    Raises UserError, with the key that names the folder and what to do, if nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder.with_name(folder.name + ".lock").open("w")
     except OSError as error:
-        raise UserError(f"index={folder}: {error.strerror}; give index=FOLDER that can be written") from error
+        raise UserError(f"{key}{folder}: {error.strerror}; {remedy}") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -87,6 +87,12 @@ def test_a_wrong_key_or_size_is_one_line(capsys: pytest.CaptureFixture[str], tmp
         Config(out=str(tmp_path), traces=1)
 
 
+def test_a_world_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(UserError, match=r"embedded-v.*Not a directory; run it from a folder that can be written"):
+        source.build(source.Config(), out=tmp_path / "data", seed=0)
+
+
 def test_a_world_that_several_runs_want_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builds, several = [], Barrier(3)
 
