@@ -13,7 +13,7 @@ from typing import Any
 from search_agent.command import load_config, results_config, run_command
 from search_agent.config import RunConfig
 from verl.config.build import build
-from verl.config.compose import compose, config_hash, from_yaml
+from verl.config.compose import compose, config_hash, from_yaml, last_value
 from verl.errors import UserError, refuse
 
 RUNS = Path("runs")
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     """The configuration to evaluate under: a run's own where the model is a run, else the recipe's, with overrides."""
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
     others = _only_test([argument for argument in arguments if not argument.startswith("model=")])
-    model = named[-1] if named else str(newest_run())
+    model = last_value(arguments, "model") or str(newest_run())
     run = Path(model)
     if not (run / "config.yaml").exists():
         return replace(load_config(others), model=model)

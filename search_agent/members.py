@@ -11,7 +11,7 @@ from pathlib import Path
 
 from search_agent.command import NOT_RESULTS, load_config, results_config
 from search_agent.config import RunConfig
-from verl.config.compose import expand_grid, to_yaml
+from verl.config.compose import expand_grid, last_value, to_yaml
 from verl.errors import UserError, noted, refuse
 
 RUNS = Path("runs")
@@ -50,11 +50,11 @@ class Member:
 
 def plan_grid(arguments: Sequence[str], runs: Path = RUNS) -> tuple[Path, list[Member]]:
     """The grid's folder and its runs in order. Raises UserError with every fault of every combination."""
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
+    named = last_value(arguments, "run_dir")
     kept = [argument for argument in arguments if not argument.startswith("run_dir=")]
     telling = [argument for argument in kept if re.split(r"[.=]", argument)[0] not in NOT_RESULTS]
     digest = hashlib.sha256("\n".join(telling).encode()).hexdigest()[:12]
-    folder = Path(named[-1]) if named else runs / f"grid-{digest}"
+    folder = Path(named) if named else runs / f"grid-{digest}"
     combinations = expand_grid(kept)
     fixed = set(kept)
     members = []

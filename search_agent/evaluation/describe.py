@@ -7,7 +7,7 @@ from typing import Any
 
 from search_agent.doubts import doubts
 from search_agent.evaluation.diagnostics import diagnose, read_from_parts, summarise
-from search_agent.evaluation.statistics import Interval, bootstrap, wilson
+from search_agent.evaluation.statistics import wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
 
@@ -49,7 +49,7 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
     for name, members in sorted(named.items()):
         hits = [[episode.reward_parts["em"] for episode in g.usable if "em" in episode.reward_parts] for g in members]
         if hits := [of_task for of_task in hits if of_task]:
-            interval = _interval(hits)
+            interval = wilson(sum(sum(of_task) / len(of_task) for of_task in hits), len(hits))
             result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = sum(map(len, hits))
@@ -67,13 +67,6 @@ def evidence(groups: Sequence[Group]) -> dict[str, float]:
     ]
     found = summarise(diagnoses)
     return {key: found[name] for key, name in _EVIDENCE.items() if name in found}
-
-
-def _interval(hits: Sequence[Sequence[float]]) -> Interval:
-    """Wilson's for one episode a task; for several, which are not independent, tasks are resampled whole."""
-    if all(len(of_task) == 1 for of_task in hits):
-        return wilson(int(sum(map(sum, hits))), len(hits))
-    return bootstrap([sum(of_task) / len(of_task) for of_task in hits], seed=0)
 
 
 def by_data_set(groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:

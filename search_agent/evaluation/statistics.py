@@ -34,8 +34,11 @@ class Interval:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Share ``successes / n`` with the score interval of Wilson (1927), without continuity correction.
+
+    Where several samples of a question were drawn, each counts as the mean over its samples, which varies less than one
+    sample: the interval is then wide enough, and not empty where all means are alike.
 
     Raises ValueError unless ``0 <= successes <= n`` and ``n >= 1``.
     """

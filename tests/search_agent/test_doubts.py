@@ -68,3 +68,5 @@ def test_several_samples_of_a_task_are_one_observation_of_its_interval() -> None
     assert (result["em"], result["em_n"]) == (0.5, 80)
     low, high = result["em_interval"]
     assert high - low > 0.4, "of 10 tasks, not of 80 episodes"
+    none = describe([Group(0, Task("0", "q", ("x",)), [episode(found=1)] * 8)])
+    assert none["em_interval"][1] > 0.5, "one task without a hit says little"

@@ -99,7 +99,16 @@ def expand_grid(overrides: Sequence[str]) -> list[list[str]]:
 def quoted(text: str) -> str:
     """``text`` as a value in Hydra's grammar that is read back as it stands, whatever characters it has."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + (found[2] and r"\'"), text)
-    return f"'{escaped}'".replace("${", r"\${")
+    return f"'{escaped}'"
+
+
+def last_value(overrides: Sequence[str], key: str) -> str | None:
+    """What ``key=`` names, where a command reads it itself: as it stands, or without the quotes around it."""
+    named = [text for text in overrides if text.startswith(f"{key}=")]
+    if not named:
+        return None
+    text = named[-1].partition("=")[2]
+    return str(parse(named[-1:])[0].value()) if text[:1] in ("'", '"') else text
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl.config.compose import compose, config_hash, expand_grid, to_yaml
+from verl.config.compose import compose, config_hash, expand_grid, last_value, parse, quoted, to_yaml
 from verl.errors import UserError
 
 
@@ -116,3 +116,17 @@ def test_the_hash_does_not_depend_on_order_and_ignores_what_it_is_told(data: dic
         {"x": {**data, first: "other"}}, ignore=[f"x.{first}"]
     )
     assert config_hash({"x": data}) != config_hash({"x": {**data, first: "another value"}})
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "sp dir/par(v2)", "o'hara", "it's\\", "\\'", "a,b", "x=[1]{2}", '"', "\\\\", "ünï"]
+)
+def test_a_quoted_text_is_read_back_as_it_stands(text: str) -> None:
+    assert parse([f"run_dir={quoted(text)}"])[0].value() == text
+    assert last_value([f"run_dir={quoted(text)}"], "run_dir") == text
+
+
+def test_a_value_that_a_command_reads_itself_may_be_quoted_or_not() -> None:
+    assert last_value(["model=a", "seed=1", "model='runs/my run'"], "model") == "runs/my run"
+    assert last_value(["model=runs/x (2), y"], "model") == "runs/x (2), y"
+    assert last_value(["seed=1"], "model") is None
