@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from verl.cluster.calls import ask_engines
 from verl.cluster.processes import free_port
-from verl.cluster.ray_runtime import this_machine, this_node
+from verl.cluster.ray_runtime import see_own_gpus, this_machine, this_node
 
 if TYPE_CHECKING:
     from verl.algorithms.config import KlEstimator
@@ -86,6 +86,7 @@ class LearnerActor:
 
     def __init__(self, *, log: Path) -> None:
         log_to(log)
+        see_own_gpus()
         self._listener: socket.socket | None = None
         self._shares_gpu = False
         self._sender: GpuSender | None = None
@@ -209,6 +210,7 @@ def make_rollout_actor_class() -> type:
             self, model_path: str, config: EngineConfig, agent: AgentFactory, *, log: Path, **options: Any
         ) -> None:
             log_to(log)
+            see_own_gpus()
             super().__init__(model_path, config, agent, **options)
 
         async def node(self) -> str:

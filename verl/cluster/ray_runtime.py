@@ -177,6 +177,18 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+def see_own_gpus() -> None:
+    """Let this actor's process see its own GPUs alone, also where Ray is told to leave that to others.
+
+    Otherwise all actors of a machine would compute on its first GPU. To be called before torch is imported.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if own and os.environ.get("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
+
+
 def on_node(cls: type, node: str, *args: Any) -> Any:
     """Start an actor on one node, beside whatever runs there."""
     import ray

@@ -35,18 +35,27 @@ def init_process(
 
     ``listener`` is for rank 0: the socket that has been bound there since the port was told to the others, so that
     nobody can have taken it meanwhile; it is this function's from now on. A rank that is alone may write port 0.
-    Call once a process, before a ``Learner`` is made. With ``cuda``, set the current device first.
+    Call once a process, before a ``Learner`` is made. With ``cuda`` the process's first visible GPU is its device, and
+    products in float32 are exact, as the engine's.
     """
-    backend = "nccl" if device == "cuda" else "gloo"
+    backend, device_id = "gloo", None
+    if device == "cuda":
+        backend, device_id = "nccl", torch.device("cuda", 0)
+        torch.cuda.set_device(device_id)
+        torch.set_float32_matmul_precision("highest")
     if listener is None:
         meet = f"tcp://{address}:{port}"
-        dist.init_process_group(backend, init_method=meet, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        dist.init_process_group(
+            backend, init_method=meet, rank=rank, world_size=world_size, timeout=_TIMEOUT, device_id=device_id
+        )
         return
     fd = listener.detach()
     server = dist.TCPStore(address, port, world_size, True, _TIMEOUT, master_listen_fd=fd)  # type: ignore[attr-defined]
     # The prefix is the one that an ``init_method`` gives the others.
     store = dist.PrefixStore("default_pg", server)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT, device_id=device_id
+    )
 
 
 @dataclass(frozen=True)

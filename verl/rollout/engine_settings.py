@@ -25,6 +25,9 @@ def environment(config: EngineConfig, *, on_cpu: bool) -> dict[str, str]:
         # Models are folders; a hub must never be asked.
         "HF_HUB_OFFLINE": "1",
     }
+    if config.dtype == "float32":
+        # Triton's attention, which float32 takes on GPUs, would multiply in TF32: log-probs off by 5e-3, not 1e-5.
+        settings["TRITON_F32_DEFAULT"] = "ieee"
     if on_cpu:
         settings |= {
             # vLLM compiles its log-prob rank counter at the first request (5 to 20 s) even with enforce_eager.

@@ -183,6 +183,7 @@ def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> An
     on_cpu = not torch.cuda.is_available()
     os.environ.update(environment(config, on_cpu=on_cpu))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    torch.set_float32_matmul_precision("highest")  # as the learner has it: no TF32
     # vLLM's CPU worker replaces this function by one that does nothing.
     set_threads = torch.set_num_threads
 

@@ -152,7 +152,9 @@ def check_loaded(sent: Sums, ranks: Sequence[Mapping[str, tuple[str, int]]], ver
     Of several ranks embeddings and head alone are compared; all parameters where both sides know them by one name and
     dtype (vLLM fuses some). A head that was not sent is tied. Raises InfrastructureError that names tensor and version.
     """
-    expected = {HEAD: sent[EMBEDDINGS], **sent} if EMBEDDINGS in sent else dict(sent)
+    expected = dict(sent)
+    if EMBEDDINGS in sent:
+        expected.setdefault(HEAD, sent[EMBEDDINGS])
     for name, (dtype, total) in expected.items():
         if name not in ranks[0] or ranks[0][name][0] != dtype or (len(ranks) > 1 and name not in ENDS):
             continue

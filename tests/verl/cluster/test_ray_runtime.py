@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from verl.cluster.config import ClusterConfig
-from verl.cluster.ray_runtime import path_faults
+from verl.cluster.ray_runtime import path_faults, see_own_gpus
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -66,3 +70,15 @@ def test_a_path_that_ray_cannot_start_from_is_refused_at_once() -> None:
         assert line.startswith(f"Python is at {python}, and Ray starts nothing from a path with ")
         assert path_faults(ClusterConfig(address="auto"), python) == []
     assert path_faults(ClusterConfig()) == []
+
+
+@pytest.mark.parametrize(("told", "seen"), [("", "0,1,2,3"), ("1", "2,3")])
+def test_an_actor_sees_its_own_gpus_where_ray_leaves_them_to_others(
+    monkeypatch: pytest.MonkeyPatch, told: str, seen: str
+) -> None:
+    monkeypatch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", told)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["2", "3"]})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    see_own_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen

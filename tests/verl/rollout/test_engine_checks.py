@@ -118,9 +118,14 @@ def test_a_gpu_is_asked_for_a_share_of_its_memory() -> None:
     assert (arguments["gpu_memory_utilization"], arguments["enable_sleep_mode"]) == (0.5, True)
 
 
+def test_float32_is_exact_on_gpus_too() -> None:
+    assert environment(EngineConfig(), on_cpu=False)["TRITON_F32_DEFAULT"] == "ieee"
+    assert "TRITON_F32_DEFAULT" not in environment(EngineConfig(dtype="bfloat16"), on_cpu=False)
+
+
 def test_the_environment_of_a_gpu_is_left_to_its_driver() -> None:
     assert environment(EngineConfig(threads=2), on_cpu=True)["OMP_NUM_THREADS"] == "2"
-    assert environment(EngineConfig(), on_cpu=False).keys() == {
+    assert environment(EngineConfig(dtype="bfloat16"), on_cpu=False).keys() == {
         "VLLM_ENABLE_V1_MULTIPROCESSING",
         "VLLM_NO_USAGE_STATS",
         "HF_HUB_OFFLINE",

@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from verl.errors import InfrastructureError
+from verl.errors import EngineDiedError, InfrastructureError
 from verl.rollout.engine import EngineConfig, VllmEngine
 from verl.rollout.interfaces import Sampling, Turn
 from verl.sync import Sent, gpu
+from verl.sync.canary import EMBEDDINGS
 from verl.sync.file import publish
 
 pytestmark = pytest.mark.engine
@@ -202,5 +203,79 @@ def test_weights_that_are_not_all_of_those_sent_kill_the_engine(
             await engine.commit_received(1, sent)
         with pytest.raises(InfrastructureError):
             await engine.generate([1], Turn(1), Sampling(), 0)
+
+    asyncio.run(asyncio.wait_for(use(*engine), 200))
+
+
+def held_by(engine: VllmEngine) -> tuple[dict[str, Tensor], bool]:
+    """The engine's parameters under the names of the checkpoint, and whether head and embeddings are one storage."""
+    [model] = engine._vllm._engine.collective_rpc("get_model")
+    config = model.config
+    rows = {"q_proj": config.hidden_size, "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+    head_size = config.hidden_size // config.num_attention_heads
+    rows |= dict.fromkeys(("k_proj", "v_proj"), config.num_key_value_heads * head_size)
+    held: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        fused = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+        parts = next((parts for joined, parts in fused.items() if joined in name), None)
+        if parts is None:
+            held[name] = parameter.detach()
+            continue
+        joined = next(joined for joined in fused if joined in name)
+        pieces = parameter.detach().split([rows[part] for part in parts])
+        held |= {name.replace(joined, part): piece for part, piece in zip(parts, pieces, strict=True)}
+    tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    held[EMBEDDINGS] = held[EMBEDDINGS][: config.vocab_size]
+    return held, tied
+
+
+@pytest.mark.parametrize("way", ["ipc", "nccl", "shm"])
+def test_tied_weights_stay_bit_equal_over_many_pushes_at_a_large_learning_rate(
+    way: Any, tiny_model: Path, models: list[Any], wire: Wire, tmp_path: Path
+) -> None:
+    """vLLM's warning that the head failed to load means nothing: it puts the storage back that the embeddings share."""
+    config = replace(CONFIG, dtype="bfloat16", weight_transfer=way)
+    engine = VllmEngine(tiny_model, config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: tensor.bfloat16() for name, tensor in parameters(models[0]).items()}
+    transfer = Transfer(engine, way, weights)
+
+    async def push(version: int) -> None:
+        if way == "shm":
+            await engine.update_weights(publish(weights.items(), version, tmp_path), version)
+            return
+        await engine.commit_received(version, await transfer.send())
+        await engine.resume()
+
+    async def train() -> None:
+        for version in range(1, 21):
+            for tensor in weights.values():
+                tensor.add_((torch.randn(tensor.shape, generator=generator) * 1e-2).to(tensor.dtype))
+            await push(version)
+            held, tied = held_by(engine)
+            assert tied
+            assert held.keys() == weights.keys()
+            assert all(torch.equal(held[name], weights[name]) for name in weights), f"version {version}"
+            answer = await engine.generate([3, 4, 5, version], Turn(2), Sampling(temperature=0.0), 0)
+            assert set(answer.versions) == {version}
+
+    try:
+        asyncio.run(asyncio.wait_for(train(), 200))
+    finally:
+        asyncio.run(engine.close())
+
+
+@pytest.mark.parametrize("tensor", [EMBEDDINGS, NORM])
+def test_an_engine_that_kept_an_old_tensor_says_which_and_dies(
+    engine: tuple[VllmEngine, str], models: list[Any], wire: Wire, tensor: str
+) -> None:
+    """All arrived, and one of the parameters that the model computes with is still the old one."""
+
+    async def use(engine: VllmEngine, backend: str) -> None:
+        sent = await Transfer(engine, backend, parameters(models[1])).send()
+        held, _ = held_by(engine)
+        held[tensor].copy_(parameters(models[0])[tensor])
+        with pytest.raises(EngineDiedError, match=rf"version 1: the engine holds another {tensor}"):
+            await engine.commit_received(1, sent)
 
     asyncio.run(asyncio.wait_for(use(*engine), 200))
