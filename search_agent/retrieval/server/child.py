@@ -7,6 +7,7 @@ however this process ends.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -120,6 +121,10 @@ def _wait(
     return url
 
 
+_codes = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\0-\x09\x0b-\x1f\x7f]")
+"""Colours and other control characters, which a message must not carry to a terminal."""
+
+
 def _tail(log: Path, num_lines: int = LOG_LINES) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines()[-num_lines:]
+    lines = _codes.sub("", log.read_text("utf-8", "replace")).splitlines()[-num_lines:]
     return " | ".join(lines) or f"nothing in {log}"

@@ -72,6 +72,16 @@ def test_search_r1_and_autorefine(url: str) -> None:
     assert (nothing, blank) == ("", "")
 
 
+@pytest.mark.parametrize("size", [256 * 5, 512 * 5])
+def test_a_training_batch_in_one_request(url: str, size: int) -> None:
+    """As many as Search-R1 and AutoRefine ask at once, at their published sizes; a policy has spoilt some."""
+    asked = [f"grey towers {number}" for number in range(size)]
+    asked[7], asked[9] = "half a pair \ud83d", "x" * 20_000
+    found = search_r1(url, asked)
+    assert len(found) == size
+    assert all(text.startswith('Doc 1(Title: "Grey Tower")') for n, text in enumerate(found) if n not in (7, 9))
+
+
 def test_research_in_training(url: str) -> None:
     assert re_search(url, ["bridge", "", "oslo"]) == [[PASSAGES[2]], [], [PASSAGES[0]]]
 

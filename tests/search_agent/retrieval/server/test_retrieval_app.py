@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.bm25 import Bm25
 from search_agent.retrieval.index.corpus import Passage
 from search_agent.retrieval.index.documents import Documents
+from search_agent.retrieval.index.postings import build_postings
 from search_agent.retrieval.server import access, app, wire
 from search_agent.retrieval.server.app import App
 from search_agent.retrieval.server.loading import Served
@@ -341,6 +343,19 @@ KEYS = st.sampled_from(["queries", "query", "topk", "top_n", "return_scores", "r
 def test_no_body_makes_it_fail(path: str, body: Any) -> None:
     status, _, _ = asyncio.run(call(serve()[0], "POST", path, body))
     assert status in (200, 413, 422)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5))
+def test_whatever_a_model_writes_is_searched(queries: list[str]) -> None:
+    backend = Bm25(build_postings(passage.contents for passage in PASSAGES))
+    application = App(BOUNDS, 1)
+    application.start(Served(Documents.from_rows(p.to_json() for p in PASSAGES), backend, {"documents": 3}))
+    for path, key in (("/retrieve", "queries"), ("/batch_search", "query")):
+        status, reply, _ = asyncio.run(call(application, "POST", path, {key: queries}))
+        assert status == 200
+        assert len(reply["result"] if key == "queries" else reply) == len(queries)
+        assert "errors" not in reply
 
 
 @settings(max_examples=100, deadline=None)

@@ -22,6 +22,7 @@ import pytest
 
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
+from search_agent.retrieval.server import child
 from search_agent.retrieval.server.access import TOKEN_VARIABLE
 from search_agent.retrieval.server.child import RunningServer, start_server
 from search_agent.retrieval.server.fleet import FleetConfig, parse_fleet, start_here, start_on_ray
@@ -81,6 +82,11 @@ def test_another_failure_at_start_shows_the_log(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, ["x"])
     with pytest.raises(InfrastructureError, match=r"ended with 1: .*no/such/folder"):
         start_server(corpus, log=tmp_path / "log", options=[f"announce={tmp_path}/no/such/folder"])
+
+
+def test_a_log_that_is_shown_carries_no_colours(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("first\n\x1b[1;31mBad\x1b[0m thing\x07\n")
+    assert child._tail(tmp_path / "log") == "first | Bad thing"
 
 
 @pytest.mark.parametrize("dialect", ["retrieve", "batch_search", "api_search"])
