@@ -14,24 +14,21 @@ import orjson
 from search_agent.retrieval.backends.backend import Backend, Hit, selective
 from search_agent.retrieval.coalescer import Failed
 from search_agent.retrieval.index.documents import Documents
-from search_agent.retrieval.server import access, metrics, wire
+from search_agent.retrieval.server import access, metrics, reading, replies, wire
 from search_agent.retrieval.server.batcher import Batcher, QueueFull
 from search_agent.retrieval.server.loading import Served
 from search_agent.retrieval.server.openapi import document
-from search_agent.retrieval.server.wire import Answer, BadRequest, Bounds, Request
+from search_agent.retrieval.server.reading import Receive, Scope
+from search_agent.retrieval.server.replies import Answer
+from search_agent.retrieval.server.wire import BadRequest, Bounds, Request
 from search_agent.retrieval.types import QueryRefused
 
-Scope = dict[str, Any]
 Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Render = Callable[[Request, Sequence[Answer], Documents], bytes]
 Reply = tuple[bytes, bytes]
 """Content type and body."""
 
-MAX_BODY_BYTES = 8 * 2**20
-READ_S = 30.0
-"""Within which a request must have arrived whole: one that stays half sent would hold its connection for ever."""
 MAX_WAITING_QUERIES = 8192
 SLICE_QUERIES = 1024
 """Of a larger request so many are searched at a time, so that those of others come in between."""
@@ -105,7 +102,7 @@ class App:
 
     async def _route(self, scope: Scope, receive: Receive) -> Reply:
         method, path = scope["method"], scope["path"]
-        host = _header(scope, b"host")
+        host = reading.header(scope, b"host")
         if self._hosts and host is not None and access.name_of(host) not in self._hosts:
             raise BadRequest(403, f"this server does not go by the name {host[:100]!r}; see its key hosts")
         handler = self._routes.get((method, path))
@@ -114,24 +111,24 @@ class App:
             detail = f"no such route: {method} {path}; see /openapi.json"
             raise BadRequest(405, detail, [(b"allow", allowed.encode())]) if allowed else BadRequest(404, detail)
         token = self._token
-        if token and path not in OPEN_ROUTES and not access.allows(_header(scope, b"authorization"), token):
+        if token and path not in OPEN_ROUTES and not access.allows(reading.header(scope, b"authorization"), token):
             raise BadRequest(401, "a bearer token is needed", [(b"www-authenticate", b"Bearer")])
         return await handler(scope, receive)
 
     async def _retrieve(self, scope: Scope, receive: Receive) -> Reply:
-        request = wire.parse_retrieve(await _read_body(scope, receive), self._bounds)
-        return await self._answer(request, wire.render_retrieve)
+        request = wire.retrieve(await reading.body(scope, receive), self._bounds)
+        return await self._answer(request, replies.retrieve)
 
     async def _search(self, scope: Scope, receive: Receive) -> Reply:
-        request = wire.parse_search(await _read_body(scope, receive), self._bounds)
-        return await self._answer(request, wire.render_search)
+        request = wire.search(await reading.body(scope, receive), self._bounds)
+        return await self._answer(request, replies.search)
 
     async def _batch_search(self, scope: Scope, receive: Receive) -> Reply:
-        request = wire.parse_batch_search(await _read_body(scope, receive), self._bounds)
-        return await self._answer(request, wire.render_batch_search)
+        request = wire.batch_search(await reading.body(scope, receive), self._bounds)
+        return await self._answer(request, replies.batch_search)
 
     async def _api_search(self, scope: Scope, receive: Receive) -> Reply:
-        return await self._answer(wire.parse_api_search(scope["query_string"], self._bounds), wire.render_api_search)
+        return await self._answer(wire.api_search(scope["query_string"], self._bounds), replies.api_search)
 
     async def _health(self, scope: Scope, receive: Receive) -> Reply:
         return JSON, b'{"status":"alive"}'
@@ -142,7 +139,7 @@ class App:
 
     async def _info(self, scope: Scope, receive: Receive) -> Reply:
         served, _ = self._ready()
-        options = wire.parse_info(scope["query_string"])
+        options = wire.info(scope["query_string"])
         if not options:
             return JSON, orjson.dumps(served.manifest)
         told = _checked(served.backend, options)
@@ -219,39 +216,3 @@ def _as_answer(done: asyncio.Future[list[Hit]]) -> Answer:
             return Answer((), str(error), 422, refused=True)
         return Answer((), f"the back end failed: {type(error).__name__}: {error}", 500)
     return Answer(done.result())
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    for key, value in scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
-
-
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    try:
-        async with asyncio.timeout(READ_S):
-            return await _read(scope, receive)
-    except TimeoutError as error:
-        detail = f"the request did not arrive within {READ_S:g} s"
-        raise BadRequest(408, detail, [(b"connection", b"close")]) from error
-
-
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    declared = _header(scope, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise BadRequest(413, f"the body is above {MAX_BODY_BYTES} bytes")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest(400, "the client went away")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise BadRequest(413, f"the body is above {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)

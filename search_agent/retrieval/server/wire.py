@@ -1,4 +1,4 @@
-"""Requests and replies as bytes, apart from any server: what clients of published retrievers send and expect.
+"""Requests as bytes, apart from any server: what clients of published retrievers send, and what ``replies`` gives them.
 
     POST /retrieve      {"queries": [...], "topk": 3, "return_scores": true}              Search-R1, AutoRefine, ours
                         -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
@@ -11,24 +11,19 @@
 
 An empty query, or one that matches nothing, has no documents; an item of a batch that is no string, or fails, has none
 either, and ``/retrieve`` gives the reason under ``errors``, and under ``refused`` the numbers of queries that are at
-fault themselves. A model may have written the query: one that is too long is
-cut, and half a surrogate pair, which UTF-8 does not have, is replaced.
+fault themselves. A model may have written the query: one that is too long is cut, and half a surrogate pair, which
+UTF-8 does not have, is replaced.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
-
-from search_agent.retrieval.backends.backend import Hit
-from search_agent.retrieval.index.documents import Documents
-from search_agent.retrieval.types import split_contents
 
 MAX_QUERY_BYTES = 8192
 """Of UTF-8; a longer query is cut here."""
@@ -70,34 +65,22 @@ class Request:
     """A JSON object, its keys sorted; empty for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one query got: hits, or the reason why there are none."""
-
-    hits: Sequence[Hit] = ()
-    error: str | None = None
-    status: int = 200
-    """The HTTP status for a dialect that asks one query at a time."""
-    refused: bool = False
-    """Whether the query itself is at fault."""
-
-
-def parse_retrieve(body: bytes, bounds: Bounds) -> Request:
+def retrieve(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/retrieve`` body. Raises BadRequest."""
     fields = _object(body)
     k = _k(fields, "topk", bounds.default_k, bounds)
     queries = _queries(fields, "queries", k, bounds)
-    return Request(queries, k, _flag(fields, "return_scores"), _flag(fields, "ids_only"), parse_options(fields))
+    return Request(queries, k, _flag(fields, "return_scores"), _flag(fields, "ids_only"), options_of(fields))
 
 
-def parse_batch_search(body: bytes, bounds: Bounds) -> Request:
+def batch_search(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/batch_search`` body. Raises BadRequest."""
     fields = _object(body)
     k = _k(fields, "top_n", DEFAULT_TOP_N, bounds)
     return Request(_queries(fields, "query", k, bounds), k, _flag(fields, "return_score"))
 
 
-def parse_search(body: bytes, bounds: Bounds) -> Request:
+def search(body: bytes, bounds: Bounds) -> Request:
     """The request in a ``/search`` body. Raises BadRequest."""
     fields = _object(body)
     query = fields.get("query")
@@ -106,7 +89,7 @@ def parse_search(body: bytes, bounds: Bounds) -> Request:
     return Request([_sound(query)], _k(fields, "top_n", DEFAULT_TOP_N, bounds), _flag(fields, "return_score"))
 
 
-def parse_api_search(query_string: bytes, bounds: Bounds) -> Request:
+def api_search(query_string: bytes, bounds: Bounds) -> Request:
     """The request in the query string of ``/api/search``. Raises BadRequest."""
     fields = _query_string(query_string)
     k = fields.get("k", [str(DEFAULT_TOP_N)])[-1]
@@ -117,13 +100,13 @@ def parse_api_search(query_string: bytes, bounds: Bounds) -> Request:
     return Request([_sound(fields["query"][-1])], number, True)
 
 
-def parse_info(query_string: bytes) -> str:
-    """The options in the query string of ``/info``, as ``parse_options`` gives them. Raises BadRequest."""
+def info(query_string: bytes) -> str:
+    """The options in the query string of ``/info``, as ``options_of`` gives them. Raises BadRequest."""
     fields = _query_string(query_string)
-    return parse_options({"options": _object(fields["options"][-1].encode())}) if "options" in fields else ""
+    return options_of({"options": _object(fields["options"][-1].encode())}) if "options" in fields else ""
 
 
-def parse_options(fields: Mapping[str, Any]) -> str:
+def options_of(fields: Mapping[str, Any]) -> str:
     """The ``options`` of a request, a flat object, as JSON with sorted keys. Raises BadRequest."""
     options = fields.get("options")
     if options is None:
@@ -136,65 +119,6 @@ def parse_options(fields: Mapping[str, Any]) -> str:
         return orjson.dumps(options, option=orjson.OPT_SORT_KEYS).decode() if options else ""
     except (TypeError, ValueError) as error:  # half a surrogate pair, a number of more than 64 bits
         raise BadRequest(422, f"options: {error}") from error
-
-
-def render_retrieve(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
-    """The ``/retrieve`` reply; queries that failed have an empty list, and their reasons stand under ``errors``."""
-    show = documents.id_of if request.ids_only else documents.of
-    rows = [_hits(answer.hits, show, request.with_scores) for answer in answers]
-    errors = {str(number): answer.error for number, answer in enumerate(answers) if answer.error is not None}
-    refused = [number for number, answer in enumerate(answers) if answer.refused]
-    tail = b',"errors":' + orjson.dumps(errors) if errors else b""
-    tail += b',"refused":' + orjson.dumps(refused) if refused else b""
-    return b'{"result":[' + b",".join(rows) + b"]" + tail + b"}"
-
-
-def render_batch_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
-    """The ``/batch_search`` reply."""
-    rows = b"[" + b",".join(_hits(answer.hits, documents.of, False) for answer in answers) + b"]"
-    if not request.with_scores:
-        return rows
-    scores = [[hit.score for hit in answer.hits] for answer in answers]
-    return b"[" + rows + b"," + orjson.dumps(scores) + b"]"
-
-
-def render_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
-    """The ``/search`` reply. Raises BadRequest if the query failed."""
-    hits = _only(answers)
-    rows = _hits(hits, documents.of, False)
-    return b"[" + rows + b"," + orjson.dumps([hit.score for hit in hits]) + b"]" if request.with_scores else rows
-
-
-def render_api_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
-    """The ``/api/search`` reply. Raises BadRequest if the query failed."""
-    hits = _only(answers)
-    weights = [math.exp(hit.score - hits[0].score) for hit in hits]  # the best is first: no power above 1
-    rows = [
-        {**_piped(orjson.loads(documents.of(hit))), "rank": rank, "score": hit.score, "prob": weight / sum(weights)}
-        for rank, (hit, weight) in enumerate(zip(hits, weights, strict=True), 1)
-    ]
-    return orjson.dumps({"query": request.queries[0], "topk": rows})
-
-
-def _only(answers: Sequence[Answer]) -> Sequence[Hit]:
-    (answer,) = answers
-    if answer.error is not None:
-        raise BadRequest(answer.status, answer.error)
-    return answer.hits
-
-
-def _piped(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Clients split ``title | text`` at the first bar, so a title must not hold one."""
-    title, text = split_contents(row["contents"])
-    return {"text": f"{title.replace('|', '/')} | {text}", "pid": row["id"]}
-
-
-def _hits(hits: Sequence[Hit], show: Callable[[Hit], bytes], with_scores: bool) -> bytes:
-    if with_scores:
-        rows = [b'{"document":%b,"score":%b}' % (show(hit), orjson.dumps(hit.score)) for hit in hits]
-    else:
-        rows = [show(hit) for hit in hits]
-    return b"[" + b",".join(rows) + b"]"
 
 
 def _query_string(data: bytes) -> dict[str, list[str]]:

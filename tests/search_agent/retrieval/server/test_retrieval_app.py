@@ -18,7 +18,7 @@ from search_agent.retrieval.backends.bm25 import Bm25
 from search_agent.retrieval.index.corpus import Passage
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.index.postings import build_postings
-from search_agent.retrieval.server import access, app, wire
+from search_agent.retrieval.server import access, app, reading, replies, wire
 from search_agent.retrieval.server.app import App
 from search_agent.retrieval.server.loading import Served
 from search_agent.retrieval.server.wire import Bounds
@@ -132,7 +132,7 @@ async def test_api_search_as_exsearch_asks() -> None:
 async def test_large_scores_do_not_overflow_the_probabilities() -> None:
     request = wire.Request(["q"], 2, True)
     documents = Documents.from_rows(p.to_json() for p in PASSAGES)
-    rendered = wire.render_api_search(request, [wire.Answer([Hit(0, 2000.0), Hit(1, 2000.0)])], documents)
+    rendered = replies.api_search(request, [replies.Answer([Hit(0, 2000.0), Hit(1, 2000.0)])], documents)
     assert [hit["prob"] for hit in json.loads(rendered)["topk"]] == [0.5, 0.5]
 
 
@@ -153,7 +153,7 @@ async def test_large_scores_do_not_overflow_the_probabilities() -> None:
         ("POST", "/retrieve", b'{"queries": ["\\ud800"], %b' % (b"[" * 100_000), 422, "not JSON"),
         ("POST", "/retrieve", {"queries": ["a"], "options": {"a": [1]}}, 422, "options: an object of texts"),
         ("POST", "/retrieve", {"queries": ["a"], "options": {"a": "\ud800"}}, 422, "options: "),
-        ("POST", "/retrieve", b" " * (app.MAX_BODY_BYTES + 1), 413, "body is above"),
+        ("POST", "/retrieve", b" " * (reading.MAX_BODY_BYTES + 1), 413, "body is above"),
         ("POST", "/search", {"query": ["a"]}, 422, "query: a string"),
         ("POST", "/search", {"query": "bad"}, 500, "no such thing"),
         ("POST", "/batch_search", {"query": "a"}, 422, "query: a list"),
@@ -246,7 +246,7 @@ async def test_options_go_to_a_back_end_that_has_filters() -> None:
 
 
 async def test_a_half_sent_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "READ_S", 0.01)
+    monkeypatch.setattr(reading, "READ_S", 0.01)
 
     async def receive() -> dict[str, Any]:
         await asyncio.Event().wait()
