@@ -8,13 +8,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_agent.command import load_config, results_config, run_command
 from search_agent.config import RunConfig
 from verl.config.build import build
-from verl.config.compose import compose, config_hash, from_yaml, last_value
+from verl.config.compose import compose, config_hash, from_yaml, last_value, to_yaml
+from verl.durable import write_atomically
 from verl.errors import UserError, refuse
+
+if TYPE_CHECKING:
+    from verl.trainer.run_folder import RunFolder
 
 RUNS = Path("runs")
 
@@ -35,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(writable_folder(Path(config.run_dir or default)))
     folder.logs.mkdir(exist_ok=True)
     folder.trajectories.mkdir(exist_ok=True)
+    keep_config(folder, config)
     guardian = start_guardian(folder.path)
     try:
         result = asyncio.run(evaluate(config, folder, guardian.scratch))
@@ -60,6 +65,12 @@ def evaluated_config(arguments: Sequence[str]) -> RunConfig:
     if not best.exists():
         raise UserError(f"model={model}: the run has no checkpoint that was chosen on dev yet")
     return replace(run_config(run / "config.yaml", others), model=str(best))
+
+
+def keep_config(folder: RunFolder, config: RunConfig) -> None:
+    """Say in the folder what is played there, for whoever reads its episodes; a training run's own word stays."""
+    if not folder.is_run:
+        write_atomically(folder.config, to_yaml(results_config(config)))
 
 
 def writable_folder(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from search_agent.protocols import autorefine
 from search_agent.protocols.base import SearchProtocol
 from verl.config.build import Plugin, build
+from verl.config.compose import from_yaml
 from verl.errors import UserError
 
 
@@ -22,14 +23,12 @@ def protocol_of(run: Path) -> SearchProtocol:
     Only that part of the file is read, so that runs of other versions can be looked at too. Raises UserError, naming
     file and key, if that part is not as this version has it.
     """
-    import yaml
-
     file = run / "config.yaml"
     if not file.is_file():
         return autorefine.build(autorefine.Config())
+    content = from_yaml(file)
     try:
-        content = yaml.safe_load(file.read_text())
         protocol = build(_Played, {"protocol": content["protocol"]}).protocol.build()
-    except (UserError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (UserError, KeyError) as error:
         raise UserError(f"{file}: {error}") from error
     return protocol  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from typing import Any
 from search_agent.evaluation.reading import protocol_of
 from search_agent.protocols.base import SearchProtocol
 from search_agent.viewer.pieces import Decoder, open_tokenizer
+from verl.config.compose import from_yaml
 from verl.rollout.episodes import Episode, episode_files, read_episodes
 from verl.tracking.jsonl import read_metrics
 
@@ -59,7 +60,9 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
 
 
 def _tokenizer(path: Path) -> Path | None:
-    folders = [path / "best_dev", *sorted((path / "checkpoints").glob("step_*/hf"), reverse=True)]
+    config = path / "config.yaml"
+    played = [Path(str(from_yaml(config).get("model", "")))] if config.is_file() else []
+    folders = [path / "best_dev", *played, *sorted((path / "checkpoints").glob("step_*/hf"), reverse=True)]
     return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from search_agent import evaluate
 from search_agent.command import load_config, results_config
-from search_agent.evaluate import evaluated_config, newest_run, writable_folder
-from verl.config.compose import to_yaml
+from search_agent.evaluate import evaluated_config, keep_config, newest_run, writable_folder
+from search_agent.evaluation.reading import protocol_of
+from verl.config.compose import from_yaml, to_yaml
 from verl.errors import UserError
+from verl.trainer.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -113,3 +115,21 @@ def test_a_folder_that_cannot_be_written_to_is_told_with_the_key_for_another(tmp
     )
     assert writable_folder(tmp_path / "new" / "eval").is_dir()
     assert not list((tmp_path / "new" / "eval").iterdir())
+
+
+def test_an_evaluation_says_in_its_folder_what_was_played(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "eval")
+    folder.path.mkdir()
+    for seed in (5, 6):  # as the newest evaluation was
+        keep_config(folder, evaluated_config([f"model={run}", f"seed={seed}"]))
+        assert from_yaml(folder.config)["seed"] == seed
+    assert protocol_of(folder.path).name == "search_r1"
+    assert from_yaml(folder.config)["model"] == str(run / "best_dev")
+
+
+def test_an_evaluation_in_the_folder_of_a_training_run_leaves_its_configuration(run: Path) -> None:
+    for part in ("logs", "trajectories", "checkpoints"):
+        (run / part).mkdir()
+    before = (run / "config.yaml").read_text()
+    keep_config(RunFolder(run), evaluated_config([f"model={run}", "seed=6"]))
+    assert (run / "config.yaml").read_text() == before
