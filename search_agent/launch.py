@@ -16,7 +16,7 @@ from search_agent.retrievers import Retrievers, start_retrievers, while_serving
 from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
 from verl.cluster.config import ClusterConfig
-from verl.cluster.groups import LearnerGroup
+from verl.cluster.learners import LearnerGroup
 from verl.cluster.placement import Places, places
 from verl.cluster.pool import RolloutPool
 from verl.cluster.ray_runtime import RayRuntime, first_cause, has_died, on_node, ready, this_machine, this_node
@@ -107,7 +107,13 @@ async def processes(
             await pool.ready()
             yield Live(retrievers, _watchdog(cluster, [pool.stalls]), pool, None, None)
             return
-        learners = await start_learner(config, learner_actors, model, learner_logs)
+        if sleeps and cluster.gpus_per_process:
+            # One after the other on one card: vLLM measures the memory that is free while it starts.
+            await pool.ready()
+            async with pool.resting():
+                learners = await start_learner(config, learner_actors, model, learner_logs)
+        else:
+            learners = await start_learner(config, learner_actors, model, learner_logs)
         sync = WeightManager(
             newest,
             learners,

@@ -18,7 +18,7 @@ from verl.errors import refuse
 
 if TYPE_CHECKING:
     from search_agent.inputs import Inputs
-    from verl.cluster.groups import LearnerGroup
+    from verl.cluster.learners import LearnerGroup
     from verl.trainer.gold import GoldScorer
     from verl.trainer.run_folder import RunFolder
 

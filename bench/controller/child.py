@@ -98,7 +98,7 @@ async def _measure(
 ) -> tuple[tuple[float, float, float], dict[str, float]]:
     """The stages of ``Controller._step`` in their order, each timed."""
     from verl.algorithms.config import AdvantageConfig
-    from verl.cluster.groups import LearnerGroup
+    from verl.cluster.learners import LearnerGroup
     from verl.trainer.assign import assign
     from verl.trainer.run_folder import RunFolder
     from verl.trainer.summary import summarize

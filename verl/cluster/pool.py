@@ -1,7 +1,7 @@
 """All rollout workers as one thing that plays groups: routed, played again when a worker dies, with the right weights.
 
 Invariants: a request comes back once, however many workers die under it; a worker serves only with the newest weights
-that the pool was given (``replicas``); the samples of a task are together on one worker. With ``fixed_shares`` (a
+that the pool was given (``roster``); the samples of a task are together on one worker. With ``fixed_shares`` (a
 deterministic run) a share is never moved: it waits for its own worker and is played again whole, so that every batch
 is what it was.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from verl.cluster.calls import all_or_first_error
 from verl.cluster.ray_runtime import has_died
 from verl.cluster.replica import Replica
-from verl.cluster.replicas import Replicas, Start
+from verl.cluster.roster import Roster, Start
 from verl.cluster.watchdog import Stall
 from verl.errors import UserError
 from verl.rollout.groups import Group, GroupRequest
@@ -54,7 +54,7 @@ class RolloutPool:
         self._fixed_shares = fixed_shares
         self._sleeps = sleeps
         self._router: Router[int] = Router()
-        self._replicas = Replicas(
+        self._roster = Roster(
             start,
             logs,
             self._router,
@@ -68,15 +68,15 @@ class RolloutPool:
 
     def check(self) -> None:
         """Raise at once if the workers are known to have failed to start; never waits."""
-        self._replicas.check()
+        self._roster.check()
 
     async def ready(self) -> None:
         """Wait until every worker is ready. Raises what kept it from starting."""
-        await self._replicas.ready()
+        await self._roster.ready()
 
     def stop_starting(self) -> None:
         """Wait for no worker any more: the run ends."""
-        self._replicas.stop_starting()
+        self._roster.stop_starting()
 
     # -- work --
 
@@ -86,9 +86,9 @@ class RolloutPool:
         An episode that infrastructure outside the worker ended comes back as aborted; a dead worker's are played again.
         Raises InfrastructureError if no worker is left for them.
         """
-        await self._replicas.ready()
+        await self._roster.ready()
         if not self._fixed_shares:
-            await self._replicas.until_any()
+            await self._roster.until_any()
         shares: dict[int, list[GroupRequest]] = {}
         for request in requests:
             shares.setdefault(self._route(request), []).append(request)
@@ -98,11 +98,11 @@ class RolloutPool:
 
     async def _play(self, worker: int, bundle: list[GroupRequest]) -> list[Group]:
         """On its worker; if that dies, on the others (or on the process that takes its place)."""
-        replica = self._replicas.all[worker]
+        replica = self._roster.all[worker]
         try:
             while self._fixed_shares or replica.serving:
                 if self._fixed_shares:
-                    await self._replicas.until_serving(replica)
+                    await self._roster.until_serving(replica)
                 groups = await self._try(replica, bundle)
                 if groups is not None:
                     return groups
@@ -118,7 +118,7 @@ class RolloutPool:
         except Exception as error:
             if not has_died(error):
                 raise replica.explain(error) from error
-            self._replicas.lose(replica, actor, error, "the groups it played are played again")
+            self._roster.lose(replica, actor, error, "the groups it played are played again")
             return None
         return groups
 
@@ -161,23 +161,23 @@ class RolloutPool:
             except Exception as error:
                 if isinstance(explained := replica.explain(error, what), UserError):
                     raise explained from error
-                self._replicas.lose(replica, actor, error, f"it failed in {what}")
+                self._roster.lose(replica, actor, error, f"it failed in {what}")
 
-        await all_or_first_error([ask(replica) for replica in self._replicas.serving])
+        await all_or_first_error([ask(replica) for replica in self._roster.serving])
         return answers
 
     def processes(self, names: Collection[str]) -> dict[str, Any]:
         """The actors of these workers, where they are in service, by the name of their process."""
-        return {replica.process: replica.actor for replica in self._replicas.serving if replica.name in names}
+        return {replica.process: replica.actor for replica in self._roster.serving if replica.name in names}
 
     def replace(self, names: Collection[str], error: Exception, consequence: str) -> None:
         """Start these workers again."""
-        for replica in [replica for replica in self._replicas.serving if replica.name in names]:
-            self._replicas.lose(replica, replica.actor, error, consequence)
+        for replica in [replica for replica in self._roster.serving if replica.name in names]:
+            self._roster.lose(replica, replica.actor, error, consequence)
 
     async def prepare_joins(self) -> None:
         """Weights were given out: who waits to join must be able to have them before the learner goes on."""
-        await self._replicas.prepare_joins()
+        await self._roster.prepare_joins()
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """The counters of each worker that answers, by its name."""
@@ -192,16 +192,16 @@ class RolloutPool:
         if not self._sleeps:
             yield
             return
-        async with self._replicas.freeze():
+        async with self._roster.freeze():
             await self.on_all("sleep", lambda actor: actor.sleep.remote())
             yield
             await self.on_all("wake", lambda actor: actor.wake.remote())
 
     async def stalls(self) -> list[Stall]:
         """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog."""
-        if self._replicas.frozen:
+        if self._roster.frozen:
             return []
-        return list(await asyncio.gather(*(replica.stall() for replica in self._replicas.serving)))
+        return list(await asyncio.gather(*(replica.stall() for replica in self._roster.serving)))
 
 
 def _key(request: GroupRequest) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from verl.cluster.groups import LearnerGroup
+    from verl.cluster.learners import LearnerGroup
     from verl.cluster.pool import RolloutPool
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from verl.cluster.groups import LearnerGroup
+from verl.cluster.learners import LearnerGroup
 from verl.cluster.pool import RolloutPool
 from verl.cluster.shares import BusyShares, busy_seconds
 from verl.data.samples import TrainingSample

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from verl.cluster.groups import LearnerGroup
+from verl.cluster.learners import LearnerGroup
 from verl.data.samples import TrainingSample
 from verl.data.splice import splice
 from verl.data.tasks import Task

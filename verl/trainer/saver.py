@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl.cluster.groups import LearnerGroup
+from verl.cluster.learners import LearnerGroup
 from verl.trainer.run_folder import RunFolder
 from verl.trainer.state import LoopState
 

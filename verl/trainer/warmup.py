@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from verl.cluster.groups import LearnerGroup
+from verl.cluster.learners import LearnerGroup
 from verl.data.order import EpochOrder
 from verl.data.samples import TrainingSample
 from verl.tracking import Tracker

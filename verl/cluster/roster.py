@@ -29,7 +29,7 @@ Start = Callable[[int], Any]
 """Starts a new process for worker ``n`` and returns its handle at once."""
 
 
-class Replicas:
+class Roster:
     """Who is there. It starts workers and replaces them; what they are asked is the pool's."""
 
     def __init__(
