@@ -30,6 +30,30 @@ def _question_set(name: str, about: str) -> Item:
     return Item(name, about, FLASHRAG, (f"{name}/*.jsonl",), folder="flashrag")
 
 
+DEEPRETRIEVAL = {
+    "search_engine": ("pubmed", "ctgov"),
+    "local_index_search": (
+        "nq_serini",
+        "triviaqa",
+        "squad",
+        "scifact",
+        "nfcorpus",
+        "fever",
+        "hotpotqa",
+        "fiqa",
+        "msmarco_beir",
+    ),
+    "sql": ("bird", "spider"),
+}
+"""DeepRetrieval's categories and data sets, as its repository names them."""
+
+
+def _deepretrieval(category: str, name: str) -> Item:
+    about = f"DeepRetrieval's rows of {name} ({category})"
+    patterns = (f"{category}/{name}/*",)
+    return Item(f"deepretrieval-{name}", about, "DeepRetrieval/datasets", patterns, folder="deepretrieval")
+
+
 ITEMS = (
     Item(
         "wiki-18-corpus",
@@ -71,12 +95,20 @@ ITEMS = (
     _question_set("2wikimultihopqa", "2WikiMultihopQA"),
     _question_set("musique", "MuSiQue"),
     _question_set("bamboogle", "Bamboogle"),
+    *(_deepretrieval(category, name) for category, names in DEEPRETRIEVAL.items() for name in names),
 )
 """Everything that the recipes name. Sizes are asked of the hub before a fetch, since repositories change."""
 
 RETRIEVAL = ("wiki-18-corpus", "wiki-18-e5-index")
 QUESTIONS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
-GROUPS = {"retrieval": RETRIEVAL, "questions": QUESTIONS}
+GROUPS = {
+    "retrieval": RETRIEVAL,
+    "questions": QUESTIONS,
+    **{
+        f"deepretrieval-{category}": tuple(f"deepretrieval-{name}" for name in names)
+        for category, names in DEEPRETRIEVAL.items()
+    },
+}
 
 
 def find(names: Sequence[str]) -> list[Item]:

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
+from search_agent.retrieval.types import SearchResult
 from search_agent.rewards.checked import name_scoring, score_here
 from search_agent.rewards.evidence import evidence_gains
 from search_agent.rewards.parts import measure
 from search_agent.rewards.pool import RewardPool, reward_function
 from verl.config.build import Plugin
 from verl.data.tasks import Task
+from verl.errors import UserError
 from verl.rollout.interfaces import Environment, Score
 from verl.trajectory import Trajectory
 
@@ -54,6 +56,14 @@ class Episodes(Protocol):
         ...
 
 
+class NoRetriever:
+    """What stands where ``retriever=none`` was written."""
+
+    async def search(self, query: str, k: int, **terms: Any) -> SearchResult:
+        """Raises UserError: a tool searched after all."""
+        raise UserError("retriever=none, and a tool searches: write retriever=embedded, or retriever=http://HOST:PORT")
+
+
 class SearchAgent:
     """Implements ``verl.rollout.interfaces.Agent``."""
 
@@ -62,13 +72,14 @@ class SearchAgent:
         protocol = self._protocol = spec.protocol.build()
         self._plugin, self._reward = spec.reward, reward_function(spec.reward, protocol)
         # Splits that share their servers share a client, and with it coalescing and connections.
-        by_urls = {tuple(urls): RetrievalClient(replace(spec.client, urls=tuple(urls))) for urls in spec.urls.values()}
+        given = {tuple(urls) for urls in spec.urls.values()}
+        by_urls = {urls: RetrievalClient(replace(spec.client, urls=urls)) for urls in given if urls}
         self._clients = list(by_urls.values())
         self._episodes: dict[str, Episodes] = {
             split: spec.environment.build(
                 protocol=protocol,
                 tokenizer=tokenizer,
-                retriever=by_urls[tuple(urls)],
+                retriever=by_urls.get(tuple(urls), NoRetriever()),
                 max_context_tokens=spec.max_context_tokens,
             )
             for split, urls in spec.urls.items()

@@ -122,7 +122,7 @@ class Session:
         source = find_source(config)
         model, corpus = model_path(config, source), source.test.corpus
         self._urls = asyncio.run(start_retrievers(config, {"test": corpus}, folder, self._stack, source.server)).urls
-        if config.retriever != "embedded":
+        if config.retriever_urls:
             asyncio.run(read_manifests(config, self._urls["test"], READY_TIMEOUT_S))
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._engine = VllmEngine(model, config.rollout.engine, seed=config.seed)

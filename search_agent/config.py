@@ -54,7 +54,8 @@ class RunConfig:
     model: str = "embedded"
     """A Hugging Face folder or hub name; ``embedded`` is the tiny model made with the embedded data."""
     retriever: str = "embedded"
-    """``embedded`` serves each split's corpus on this machine; otherwise the URLs of retrieval servers, with commas."""
+    """``embedded`` serves each split's corpus on this machine; ``none`` is for an environment whose tools search
+    nothing; otherwise the URLs of retrieval servers, with commas."""
     expected_retriever: str | None = None
     """What a recipe's figures were made with, as ``/info`` names it: a back end (``bm25``, ``dense``) or the family of
     an encoder (``e5``). Servers that say they are something else are refused. null: whatever is served."""
@@ -125,8 +126,8 @@ class RunConfig:
 
     @property
     def retriever_urls(self) -> tuple[str, ...]:
-        """Addresses of servers that others run; none with ``retriever=embedded``."""
-        return () if self.retriever == "embedded" else tuple(url.strip() for url in self.retriever.split(","))
+        """Addresses of servers that others run; none with ``retriever=embedded`` or ``none``."""
+        return () if self.retriever in ("embedded", "none") else tuple(url.strip() for url in self.retriever.split(","))
 
     @property
     def max_policy_tokens(self) -> int:

@@ -54,7 +54,7 @@ async def start_retrievers(
 
     ``options`` are further arguments of our servers, ``Source.server``.
     """
-    if config.retriever_urls:
+    if config.retriever != "embedded":
         return Retrievers({split: list(config.retriever_urls) for split in splits}, {})
     corpora = sorted({corpus for corpus in splits.values() if corpus is not None})
     paths = [logs / f"retriever_{number}.log" for number in range(len(corpora))]

@@ -67,7 +67,8 @@ def diagnose(task: Task, trajectory: Trajectory, reading: Reading, *, right: boo
     """Judge one episode, given what its protocol reads in it and whether its answer is right."""
     wanted = {str(identifier) for identifier in task.metadata.get(EVIDENCE) or ()}
     golds = [gold for gold in task.golden_answers if normalise(gold) not in _ANY_TEXT_HOLDS]
-    judged = bool(wanted or golds)
+    hidden = any(segment.calls and not len(segment) for segment in trajectory.segments)  # found for the reward alone
+    judged = bool(wanted or golds) and not hidden
     missing, shown, asked, searches = set(wanted), False, set[str](), []
     for segment in trajectory.segments:
         holds = bool(segment.calls) and bool(word_match(segment.text, golds))

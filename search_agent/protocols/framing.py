@@ -106,6 +106,8 @@ class Framing:
             text = text.strip() if self.strip else text
             ids = [*encode_markup(self.tokenizer, self.around_prompt[0]), *encode_data(self.tokenizer, text)]
         before, after = self.around_prompt
+        if self.opening and after == self.opening and text.endswith(self.opening):
+            after = ""  # a ready-made prompt that begins the turn itself
         return Piece([*ids, *encode_markup(self.tokenizer, after)], before + text + after)
 
     def _raw_ids(self, text: str, question: str) -> list[int]:

@@ -119,8 +119,14 @@ def ranking_parts(config: Config, task: Task, call: ToolCall | None) -> dict[str
 
 
 def relevant(task: Task) -> Mapping[str, float]:
-    """The task's relevant passages with their grades, in the order of its file. Raises ValueError if it has none."""
-    given = task.metadata.get(RELEVANT)
+    """The task's relevant passages with their grades, in the order of its file. Raises ValueError if it has none.
+
+    In published rows the accepted answers are the ids, and the column ``score`` beside them the grades.
+    """
+    given, scores = task.metadata.get(RELEVANT), task.metadata.get("score")
+    if given is None:
+        graded = isinstance(scores, list | tuple) and len(scores) == len(task.golden_answers)
+        given = dict(zip(task.golden_answers, scores, strict=True)) if graded else task.golden_answers  # type: ignore[arg-type]
     if isinstance(given, Mapping):
         grades = {str(identifier): float(grade) for identifier, grade in given.items()}
     elif isinstance(given, list | tuple):

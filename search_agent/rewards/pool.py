@@ -91,7 +91,8 @@ def pool_config(reward: Plugin) -> Config | None:
     """The pool that a reward runs in, where it can hold up nothing; None: one of ours runs where it is called."""
     if isinstance(reward.config, Config):
         return reward.config
-    return None if reward.module.startswith("search_agent.rewards.") else Config(reward)
+    ours = reward.module.startswith("search_agent.rewards.") and not getattr(reward.config, "runs_foreign_code", False)
+    return None if ours else Config(reward)
 
 
 def reward_function(reward: Plugin, protocol: SearchProtocol) -> RewardFunction:

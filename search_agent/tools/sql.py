@@ -1,6 +1,7 @@
 """The tool ``sql``: runs a query on the database of the task, beside the task's own, and says whether they agree.
 
-A task names its database and the right query in its metadata (``db_path``, ``sql``). What the policy wrote may be
+A task names its database and the right query in its metadata (``db_path``, ``sql``), or as published rows do, in
+``extra_info.db_path`` and as its accepted answer. What the policy wrote may be
 anything: it is run by ``sql_pool``, read only and within bounds, and a query that fails is the policy's fault. The
 task's own query failing is not: that is an error of the data.
 """
@@ -8,6 +9,7 @@ task's own query failing is not: that is an error of the data.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +60,12 @@ class Sql(Tool):
         return SearchResult((), time.monotonic() - began, cached=False, facts=facts)
 
     async def _right_rows(self, task: Task) -> tuple[Path, SqlRows]:
-        try:
-            path, sql = Path(str(task.metadata["db_path"])), str(task.metadata["sql"])
-        except KeyError as error:
-            raise UserError(f"task {task.id}: its metadata has no {error.args[0]}, which the tool sql needs") from error
-        database = (self._config.databases or Path()) / path
+        extra = task.metadata.get("extra_info")
+        path = task.metadata.get("db_path") or (extra.get("db_path") if isinstance(extra, Mapping) else None)
+        if not path:
+            raise UserError(f"task {task.id}: its metadata has no db_path, which the tool sql needs")
+        sql = str(task.metadata.get("sql") or task.golden_answers[0])
+        database = (self._config.databases or Path()) / str(path)
         if (known := self._right.get((database, sql))) is None:
             rows = await self._pool.run(database, sql)
             if isinstance(rows, SqlFailure):

@@ -70,7 +70,7 @@ def read_shape(model: str) -> ModelShape:
     if path.exists():
         return _from_config(path)
     if is_known(model):
-        return _QWEN25[model.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct")]
+        return _QWEN25[model.removeprefix("Qwen/Qwen2.5-").removeprefix("Coder-").removesuffix("-Instruct")]
     raise UserError(
         f"model={model}: no such folder with a config.json, and its size is not known here; download it first"
     )
@@ -78,7 +78,8 @@ def read_shape(model: str) -> ModelShape:
 
 def is_known(model: str) -> bool:
     """Whether this is a hub name whose shape is written down here."""
-    return any(model in (f"Qwen/Qwen2.5-{size}", f"Qwen/Qwen2.5-{size}-Instruct") for size in _QWEN25)
+    names = [f"Qwen/Qwen2.5-{kind}{size}" for kind in ("", "Coder-") for size in _QWEN25]
+    return any(model in (name, f"{name}-Instruct") for name in names)
 
 
 def _from_config(path: Path) -> ModelShape:

@@ -85,4 +85,4 @@ def test_every_sql_of_a_task_runs_and_the_teacher_is_often_wrong(tmp_path: Path)
         assert connection.execute(task.metadata["sql"]).fetchall()
     rng = random.Random(0)
     right = sum(task.metadata["sql"] in world.teach(task, rng) for task in world.train)
-    assert 0.35 < right / len(world.train) < 0.65
+    assert 0.3 < right / len(world.train) < 0.5
