@@ -65,7 +65,7 @@ class Selective(Backend, Protocol):
         ...
 
     def count(self, options: Mapping[str, Any]) -> int:
-        """How many passages the options select."""
+        """How many passages the options select. Raises ValueError if it cannot tell."""
         ...
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:

@@ -143,7 +143,10 @@ class App:
         if not options:
             return JSON, orjson.dumps(served.manifest)
         told = _checked(served.backend, options)
-        selected = await asyncio.to_thread(selective(served.backend).count, told)
+        try:
+            selected = await asyncio.to_thread(selective(served.backend).count, told)
+        except ValueError as error:
+            raise BadRequest(422, str(error)) from error
         return JSON, orjson.dumps({**served.manifest, "options": told, "selected": selected})
 
     async def _show_metrics(self, scope: Scope, receive: Receive) -> Reply:

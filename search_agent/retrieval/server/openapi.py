@@ -42,7 +42,9 @@ def document(bounds: Bounds, filters: Sequence[str] = ()) -> Json:
     queries = {"type": "array", "items": items, "maxItems": bounds.max_queries}
     scored = {"type": "object", "properties": {"document": DOCUMENT, "score": NUMBER}}
     found = {"type": "array", "items": {"type": "array", "items": {"anyOf": [scored, DOCUMENT]}}}
-    retrieved = _object(["result"], result=found, errors={"type": "object", "additionalProperties": TEXT})
+    errors: Json = {"type": "object", "additionalProperties": TEXT}
+    refused: Json = {"type": "array", "items": {"type": "integer"}}
+    retrieved = _object(["result"], result=found, errors=errors, refused=refused)
     rest = {"top_n": {**k, "default": DEFAULT_TOP_N}, "return_score": FLAG}
     retrieve = _object(
         ["queries"],

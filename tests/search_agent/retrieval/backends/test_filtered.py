@@ -78,6 +78,15 @@ async def test_options_that_are_not_understood_are_refused(corpus: Path, options
         assert message in reply["detail"]
 
 
+async def test_a_back_end_that_cannot_count_says_so(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(self: Filtered, options: Any) -> int:
+        raise ValueError("does not count")
+
+    monkeypatch.setattr(Filtered, "count", count)
+    status, reply, _ = await call(serve(corpus, "size"), "GET", f"/info?options={quote(json.dumps({'size': 1}))}")
+    assert (status, reply["detail"]) == (422, "does not count")
+
+
 def test_a_filter_needs_a_field_of_one_kind(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="filters: colour is in no row"):
         serve(corpus, "colour")
