@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from search_agent.rates import PredictionConfig
 from search_agent.retrieval.config import ClientConfig
 from verl.cluster.config import ClusterConfig
 from verl.config.build import Plugin
@@ -15,7 +16,7 @@ from verl.tracking.config import TrackingConfig
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 
 # Keys that change where or how a run is carried out, not what it computes: they do not make it another run.
-NOT_RESULTS = ("run_dir", "fresh", "dry_run", "tracking")
+NOT_RESULTS = ("run_dir", "fresh", "dry_run", "tracking", "prediction")
 
 
 class Bounds(Protocol):
@@ -86,6 +87,8 @@ class RunConfig:
     """Processes, threads and GPUs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where metrics go, besides the run folder."""
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    """What ``dry_run=true`` needs to say how long a run takes and what it costs."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

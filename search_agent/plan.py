@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from search_agent import sizes
+from search_agent import prediction, sizes
 from search_agent.config import RunConfig
+from search_agent.rates import read_rates
 from search_agent.rewards.pool import pool_config
 from verl.cluster.placement import places
 from verl.cluster.processes import available_cores, thread_environment
@@ -47,6 +48,8 @@ def make_plan(config: RunConfig, shape: ModelShape, tasks: Mapping[str, int] | N
     plan.sections["evaluation"] = _evaluation(config, tasks or {})
     plan.sections["memory"] = _memory(config, shape, plan)
     plan.sections["steps and disk"] = _disk(config, shape)
+    if config.trainer.steps:
+        plan.sections["prediction"] = prediction.rows(config, shape, gpus_needed(config), read_rates())
     context = config.rollout.engine.max_context_tokens
     if context > shape.max_positions:
         plan.problems.append(

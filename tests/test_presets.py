@@ -33,7 +33,8 @@ def test_a_recipe_passes_its_dry_run(name: str) -> None:
     assert config.name == name
     plan = make_plan(config, shape(config))
     refuse(plan.problems)
-    assert list(plan.sections) == ["processes", "batch", "evaluation", "memory", "steps and disk"]
+    always = ["processes", "batch", "evaluation", "memory", "steps and disk"]
+    assert list(plan.sections) == [*always, *["prediction"] * bool(config.trainer.steps)]
 
 
 @pytest.mark.parametrize("name", RECIPES)

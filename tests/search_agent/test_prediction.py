@@ -1,0 +1,146 @@
+"""What a run will take, from a card's measured rates: closed forms, and what is not known is not predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from search_agent.command import load_config, results_config
+from search_agent.config import RunConfig
+from search_agent.plan import make_plan
+from search_agent.prediction import forward_flops, predict, rows, work_of
+from search_agent.rates import Rates, rates_of, read_rates
+from verl.errors import UserError
+from verl.learner.flops import FlopsModel
+from verl.trainer.model_shape import ModelShape, read_shape
+
+# One layer of 4 x 4 x 4 attention; the head has 4 x 2 weights.
+TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)
+LENGTHS = ("prediction.policy_tokens=10", "prediction.episode_tokens=30")
+RATES = Rates(
+    "X1",
+    "2026-11-27",
+    "abc",
+    "made up",
+    parameters=TOY.parameters,
+    step_s=0.5,
+    request_s=0.01,
+    read_s=0.001,
+    learn_tflops=1e-6,
+    sync_gib_per_s={"shm": 2.0},
+)
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(["trainer.prompts_per_step=4", "trainer.samples_per_prompt=5", *LENGTHS, *overrides])
+
+
+def test_forward_flops_are_those_that_the_learner_reports() -> None:
+    shape = ModelShape(hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, vocabulary=50, tied=True)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            tie_word_embeddings=True,
+        )
+    )
+    assert 3 * forward_flops(shape, 70, 20) == FlopsModel.of(model).training_flops(70, 20)
+
+
+def test_a_step_is_rollout_learning_and_sync() -> None:
+    found = predict(config(), TOY, RATES)
+    # 20 episodes: 10 steps with 20 requests in each, and 20 x 20 tokens that are read.
+    assert found.rollout_s == pytest.approx(10 * (0.5 + 20 * 0.01) + 400 * 0.001)
+    # Matrices: attention 4 x 16, MLP 3 x 32. Attention over 30 tokens: width 4. Head: 8 weights for 10 tokens.
+    flops = 20 * 3 * 2 * (30 * (64 + 96) + 4 * 30**2 + 10 * 8)
+    assert found.learning_s == pytest.approx(flops / 1e6)
+    assert found.sync_s == pytest.approx(TOY.parameters * 4 / 2**30 / 2)
+    assert found.step_s == pytest.approx(sum(found.parts.values()))
+    assert found.bound == "rollout"
+
+
+def test_cards_divide_the_work_and_staleness_hides_the_shorter_side() -> None:
+    two = predict(config("rollout.workers=2", "cluster.learner_ranks=2"), TOY, RATES)
+    assert two.rollout_s == pytest.approx(10 * (0.5 + 10 * 0.01) + 200 * 0.001)
+    assert two.learning_s == pytest.approx(predict(config(), TOY, RATES).parts["learning"] / 2)
+    ahead = predict(config("trainer.max_staleness=1"), TOY, RATES)
+    assert ahead.step_s == pytest.approx(ahead.parts["rollout"] + ahead.parts["sync"])
+
+
+def test_what_does_not_fit_an_engine_waits_and_a_size_that_was_not_measured_is_scaled() -> None:
+    few = predict(config("rollout.engine.max_concurrent_requests=5"), TOY, RATES)
+    assert few.rollout_s == pytest.approx(4 * 10 * (0.5 + 5 * 0.01) + 400 * 0.001)
+    one_size = replace(RATES, request_s=0.0, requests=10, read_s=0.0)
+    assert predict(config(), TOY, one_size).rollout_s == pytest.approx(10 * 0.5 * 2)
+    assert predict(config("rollout.engine.max_concurrent_requests=10"), TOY, one_size).rollout_s == pytest.approx(10)
+    larger = replace(RATES, parameters=TOY.parameters / 3)
+    assert predict(config(), TOY, larger).rollout_s == pytest.approx(3 * predict(config(), TOY, RATES).parts["rollout"])
+
+
+def test_passes_besides_training_are_counted() -> None:
+    plain = work_of(config(), TOY).train_flops
+    for key in (
+        "trainer.loss.kl_coefficient=0.1",
+        "learner.updates_per_batch=2",
+        "learner.gradient_checkpointing=true",
+    ):
+        assert work_of(config(key), TOY).train_flops == pytest.approx(plain * 4 / 3), key
+
+
+def test_without_lengths_episodes_are_as_long_as_the_bounds_allow() -> None:
+    free = work_of(config("prediction.policy_tokens=null", "prediction.episode_tokens=null"), TOY)
+    assert free.policy_tokens + free.read_tokens == 512  # the context of the quick start
+    assert free.policy_tokens == 4 * 64
+
+
+def test_the_plan_says_time_cost_bound_and_rates() -> None:
+    gpu = ("cluster.gpus_per_process=1", "prediction.card=x1", "prediction.price_per_gpu_hour=3", "trainer.steps=3600")
+    told = dict(rows(config(*gpu), TOY, 2.0, [RATES]))
+    step = predict(config(*gpu), TOY, RATES).step_s
+    assert told["a step"].startswith(f"{step:.2g} s: rollout 7.4 s")
+    assert told["a step"].endswith("bound by rollout")
+    assert told["cost"] == f"{step * 2 * 3:,.2f} (2 GPUs)"
+    assert "at most" in dict(rows(config(*gpu, "prediction.policy_tokens=null"), TOY, 2.0, [RATES]))["a step"]
+
+
+def test_what_is_not_known_is_not_predicted() -> None:
+    gpu = "cluster.gpus_per_process=1"
+    assert rows(config(gpu), TOY, 2.0, [RATES])[0][0] == "nothing"
+    [(what, why)] = rows(config(gpu, "prediction.card=B7"), TOY, 2.0, [RATES])
+    assert (what, why) == ("nothing", "no rate was measured on B7 (docs/results/rates.yaml has X1)")
+    without = replace(RATES, sync_gib_per_s={"nccl": 1.0})
+    told = dict(rows(config(gpu, "prediction.card=X1"), TOY, 2.0, [without]))
+    assert told["not in it"] == "sync: no such rate of X1"
+    assert "cost" not in told
+
+
+def test_the_newest_row_of_a_card_counts() -> None:
+    older = replace(RATES, date="2026-01-01", step_s=9.0)
+    assert rates_of("x1", [RATES, older]) is RATES
+    assert rates_of("x2", [RATES, older]) is None
+
+
+def test_the_table_is_whole_and_the_quick_start_is_predicted_from_it() -> None:
+    table = read_rates()
+    assert {row.card for row in table} >= {"H200", "CPU"}
+    assert all(row.date and row.commit and row.source for row in table)
+    quick = load_config(["prediction.policy_tokens=58", "prediction.episode_tokens=136"])
+    plan = make_plan(quick, read_shape("Qwen/Qwen2.5-0.5B"))
+    assert "bound by" in dict(plan.sections["prediction"])["a step"]
+    assert read_rates(Path("no such file")) == []
+
+
+def test_prediction_keys_do_not_make_another_run_and_have_ranges() -> None:
+    assert results_config(load_config([])) == results_config(load_config(["prediction.card=H200"]))
+    for wrong in ("policy_tokens=0", "episode_tokens=0", "price_per_gpu_hour=-1", "price_per_gpu_hour=.inf"):
+        with pytest.raises(UserError, match=wrong.partition("=")[0]):
+            load_config([f"prediction.{wrong}"])
+    with pytest.raises(UserError, match="counts them too"):
+        load_config(["prediction.policy_tokens=9", "prediction.episode_tokens=8"])
