@@ -78,8 +78,9 @@ def read_outcomes(run: Path, stage: str | None = None) -> Outcomes:
     Raises UserError where there are no such episodes, or where they do not say what the right answers are.
     """
     file = run if run.is_file() else file_of(run, stage)
-    protocol = protocol_of(run.parent.parent if run.is_file() else run)
-    outcomes = Outcomes(run.resolve().name, stage_and_step(file)[0])
+    folder = run.resolve().parent.parent if run.is_file() else run.resolve()
+    protocol = protocol_of(folder)
+    outcomes = Outcomes(folder.name, stage_and_step(file)[0])
     for episode in read_episodes(file):
         add(outcomes, episode, protocol)
     if not outcomes.tasks:

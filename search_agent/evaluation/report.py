@@ -177,11 +177,12 @@ def draw(found: Sequence[Outcomes], path: Path) -> None:
     for number, outcomes in enumerate(found):
         interval, colour = exact_match(outcomes), f"C{number % 10}"
         error = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
-        top.barh([name_of(outcomes)], [interval.estimate], xerr=error, color=colour, alpha=0.8, capsize=3)
+        top.barh([number], [interval.estimate], xerr=error, color=colour, alpha=0.8, capsize=3)
         _by_searches(middle, outcomes, colour)
         found_at = summarise(outcomes.diagnoses).get("found_at", [])
         bottom.plot(range(1, len(found_at) + 1), found_at, marker="o", color=colour, label=name_of(outcomes))
     top.set(xlim=(0, 1.02), xlabel="exact match")
+    top.set_yticks(range(len(found)), [name_of(outcomes) for outcomes in found])  # two runs may have one name
     top.invert_yaxis()
     for label in top.get_yticklabels():
         label.set_parse_math(False)

@@ -1,6 +1,6 @@
 // One episode: what the policy wrote, what it was shown, and what each cost and brought.
 
-const KINDS = { think: "think", search: "search", refine: "refine", answer: "answer" };
+const KINDS = new Set(["think", "search", "refine", "answer"]);
 const MODES = [["tags", "Blocks", "What each part is"], ["prob", "Log-prob", "How likely each token was when it was sampled"],
   ["mask", "Trained", "Which tokens the loss sees"]];
 const looking = { mode: "tags" };
@@ -85,7 +85,7 @@ function generated(segment, gain, learns) {
   const inside = [];
   for (const [kind, begin, end] of segment.x) {
     starts.add(begin); starts.add(end);
-    inside.push([KINDS[kind] ?? "other", begin, end]);
+    inside.push([KINDS.has(kind) ? kind : "other", begin, end]);
     const open = segment.t.indexOf(">", begin) + 1, close = segment.t.lastIndexOf("</", end);
     if (open > begin && open <= end) { starts.add(open); inside.push(["tag", begin, open]); }
     if (close > open && segment.t.endsWith(">", end)) { starts.add(close); inside.push(["tag", close, end]); }
@@ -106,7 +106,7 @@ function generated(segment, gain, learns) {
     segment.f === "stop" || segment.f === "end_of_turn" ? "" : `ended by ${segment.f}`];
   if (!segment.p && segment.l.length) notes.push("tokens cannot be placed: no tokenizer that spells this text");
   return el(`div.segment.policy${learns === "never trained" ? ".untrained" : ""}`, {},
-    el("div.side", {}, el("b", {}, `Turn ${segment.u + 1}`), el("span.trained", {}, learns),
+    el("div.side", {}, el("b", {}, `Turn ${segment.u + 1}`), el("span.trained", { title: learns === "trained" ? "The loss sees these tokens, unless the step dropped the whole group" : "Tokens that the policy chose" }, learns),
       gain ? el("span.gain", { title: "What this turn brought by itself" }, `gain ${number(gain, 2)}`) : null),
     el("div.main", {}, text, el("p.notes", {}, notes.filter(Boolean).join(" · "))));
 }

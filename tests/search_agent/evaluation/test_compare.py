@@ -126,6 +126,12 @@ def test_the_newest_step_of_the_named_stage_is_read(tmp_path: Path) -> None:
         read_outcomes(folder, "dev")
 
 
+def test_a_file_of_episodes_is_read_as_its_run(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", [(task("x"), ["yes"])], "train", 9)
+    found = read_outcomes(folder / "trajectories" / "train_000009.jsonl.gz")
+    assert (found.name, found.stage, found.means("em", ["x"])) == ("a", "train", [1.0])
+
+
 def test_one_run_is_compared_with_itself_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "a", [(task("x"), ["no"]), (task("y"), ["no"])], "test-before-greedy")
     run(folder, [(task("x"), ["yes"]), (task("y"), ["no"])])

@@ -121,6 +121,11 @@ async def test_keys_go_from_row_to_episode_and_back(port: int, page_file: Path) 
         await page.until("location.hash === '#/episodes' && document.querySelector('.rows .row.at')")
         await press(page, "?")
         assert await page.run("document.querySelector('#keys').open")
+        await page.run("document.querySelector('#keys button').click()")
+        await page.until("!document.querySelector('#keys').open")
+        before = await page.run("document.documentElement.dataset.theme")
+        await press(page, "t")
+        assert {before, await page.run("document.documentElement.dataset.theme")} == {"light", "dark"}
 
 
 async def test_an_episode_shows_evidence_answers_latency_and_what_is_trained(port: int, page_file: Path) -> None:
