@@ -151,6 +151,8 @@ class RunConfig:
                 f"trainer.{dropping}=true: with trainer.advantage.name={name} a group whose rewards are all equal has "
                 "something to say; write false"
             )
+        if trainer.advantage.needs_gold:
+            self._check_gold()
         if trainer.turn_credit.coefficient and trainer.advantage.needs_critic:
             raise UserError(
                 "trainer.turn_credit.coefficient above 0 compares the samples of a task, and "
@@ -166,3 +168,21 @@ class RunConfig:
             trainer.loss.check_effect(self.learner.updates_per_batch, trainer.max_staleness)
         except UserError as error:
             raise UserError(f"trainer.{error}") from error
+
+    def _check_gold(self) -> None:
+        """Refuse what says nothing where accepted answers are trained on, and nobody's rewards are compared."""
+        trainer = self.trainer
+        inert = {
+            "kl_reward.coefficient": trainer.kl_reward.coefficient,
+            "overlong.buffer_tokens": trainer.overlong.buffer_tokens,
+            "turn_credit.coefficient": trainer.turn_credit.coefficient,
+        }
+        for key, value in inert.items():
+            if value:
+                raise UserError(f"trainer.{key}={value} says nothing with trainer.advantage.name=softmax: write 0")
+        if trainer.loss_in_force.needs_rollout:
+            raise UserError(
+                "trainer.loss compares with what the engine said of its tokens, and with trainer.advantage.name="
+                "softmax the answer is nobody's: write trainer.loss.correction.mode=none, and no guard or mask that "
+                "reads it"
+            )

@@ -142,15 +142,18 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
 
 def gold_scorer(config: RunConfig, learners: LearnerGroup, model: str) -> GoldScorer | None:
     """What measures ``trainer.gold_logprob``, with the model's own tokens; None where it is off."""
-    if not config.trainer.gold_logprob.opening:
+    settings = config.trainer.gold_logprob
+    if not (settings.opening or config.trainer.advantage.needs_gold):
         return None
     from transformers import AutoTokenizer
 
-    from search_agent.protocols.framing import encode_data
+    from search_agent.protocols.framing import encode_data, end_of_turn
     from verl.trainer.gold import GoldScorer
 
-    encode = partial(encode_data, AutoTokenizer.from_pretrained(model))
-    return GoldScorer(learners, config.trainer.gold_logprob, encode, longest=config.learner.longest_sequence)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    end = end_of_turn(getattr(config.environment.config, "framing", "plain"), tokenizer)
+    encode = partial(encode_data, tokenizer)
+    return GoldScorer(learners, settings, encode, longest=config.learner.longest_sequence, end=end)
 
 
 def probe_ids(model: str) -> list[list[int]]:

@@ -169,6 +169,14 @@ def make_framing(
     return Framing(kind, tokenizer, (before, after + more), around_observation, begun + more, strip)
 
 
+def end_of_turn(kind: FramingKind, tokenizer: Tokenizer) -> list[int]:
+    """The token that the policy ends a turn with, where each turn is a message; none under the other framings."""
+    if kind != "chat_turns":
+        return []
+    framing = make_framing(kind, tokenizer, system=None, probe=_MARKS[0])
+    return encode_markup(tokenizer, framing.around_observation[0])[:1]
+
+
 def _edges(tokenizer: Tokenizer, render: Render, messages: int) -> list[str]:
     """The template's text around and between so many messages."""
     marks = _MARKS[:messages]

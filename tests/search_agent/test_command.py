@@ -66,6 +66,9 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
     assert last_line(KeyboardInterrupt(), capsys) == (130, "stopped; run the same command to go on")
 
 
+EM = ("trainer.advantage.name=softmax", "trainer.loss.name=weighted_nll", "trainer.drop_uniform_groups=false")
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -79,6 +82,13 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         (
             ["trainer.advantage.name=reinforce_pp", "trainer.samples_per_prompt=1"],
             "trainer.drop_uniform_groups=true: with trainer.advantage.name=reinforce_pp",
+        ),
+        (["trainer.advantage.name=softmax"], "trainer.drop_uniform_groups=true: with trainer.advantage.name=softmax"),
+        ([*EM, "trainer.kl_reward.coefficient=0.1"], "trainer.kl_reward.coefficient=0.1 says nothing with trainer."),
+        ([*EM, "trainer.turn_credit.coefficient=0.5"], "trainer.turn_credit.coefficient=0.5 says nothing with"),
+        (
+            [*EM, "trainer.max_staleness=1"],
+            "trainer.loss compares with what the engine said of its tokens, and with trainer.",
         ),
         (["trainer.advantage.name=gdpo"], "trainer.advantage.parts={}: name parts of the reward"),
         (

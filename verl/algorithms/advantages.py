@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.config import AdvantageConfig
+from verl.algorithms.weights import group_weights
 
 Given = TypeVar("Given")
 
@@ -31,6 +32,7 @@ def group_advantages(
     greedy_rewards: Tensor | None = None,
     parts: Mapping[str, Tensor] | None = None,
     added: Tensor | None = None,
+    gold_logprobs: Tensor | None = None,
 ) -> Tensor:
     """One advantage a sequence, ``[s]`` in the dtype of ``rewards``. Estimators, with r the reward, m and d the mean
     and unbiased standard deviation of the group's rewards, n its size:
@@ -46,15 +48,19 @@ def group_advantages(
     - ``gpg``: (r - m) S / S', S' the sequences in groups whose rewards differ (Chu et al. 2025)
     - ``pass_at_k``: what the sequence adds to the best of k, averaged over the draws of k from the group that hold it
       (Tang et al. 2025; Walder and Karkhanis 2025); k = n gives the best one its lead over the second, the others 0
+    - ``softmax``: no advantage but a weight, 0 or more, of a log-likelihood: see ``group_weights``
 
     ``lengths [s]``, policy tokens of each sequence, is needed by reinforce_pp, reinforce_pp_baseline and opo;
-    ``greedy_rewards [s]`` by remax; ``parts``, ``[s]`` by name, by gdpo. ``added [s]`` is a
-    part of each reward that must not be divided (what KL takes off it). Raises ValueError where one is missing, and for
-    ``gae``, which is not a sequence's.
+    ``greedy_rewards [s]`` by remax; ``parts``, ``[s]`` by name, by gdpo; ``gold_logprobs [s]`` by softmax.
+    ``added [s]`` is a part of each reward that must not be divided (what KL takes off it). Raises ValueError where one
+    is missing, and for ``gae``, which is not a sequence's.
     """
     r = rewards.double()
     rest = torch.zeros_like(r) if added is None else added.double()
     index = torch.unique(groups, return_inverse=True)[1]
+    if config.name == "softmax":
+        scores = _given("gold_logprobs", gold_logprobs)
+        return group_weights(scores.double(), r, index, config).to(rewards.dtype)
     return _estimate(r, rest, index, config, lengths, greedy_rewards, parts).to(rewards.dtype)
 
 
@@ -99,7 +105,7 @@ def _estimate(
             return _centred(r + added, index) * len(r) / useful.sum().clamp(min=1)
         case "pass_at_k":
             return _pass_at_k(r + added, index, config.k)
-        case "gae":
+        case "gae" | "softmax":
             raise ValueError("gae makes token advantages from a critic's values: call gae.gae_advantages")
 
 

@@ -23,8 +23,10 @@ AdvantageName = Literal[
     "opo",
     "gpg",
     "pass_at_k",
+    "softmax",
     "gae",
 ]
+WeightForm = Literal["softmax", "exp", "cost_share", "reward", "uniform"]
 LossName = Literal["ppo_clip", "gspo", "gmpo", "cispo", "sapo", "reinforce", "weighted_nll", "kto"]
 Aggregation = Literal["token-mean", "sequence-mean-token-sum", "sequence-mean-token-mean", "token-sum-constant"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "abs+"]
@@ -51,6 +53,10 @@ class AdvantageConfig:
     weight; with any other advantage empty."""
     k: int | None = None
     """Samples of one try for pass_at_k, between 2 and the group's size; null means the whole group."""
+    weight: WeightForm = "softmax"
+    """What softmax makes of the accepted answer's log-prob, or of the reward; see ``group_weights``."""
+    temperature: float = 1.0
+    """What softmax divides that log-prob by: lower trusts the likeliest episode of a group more; 1 is ExSearch's."""
     gamma: float = 1.0
     """Discount from one policy token to the next (gae); 1 because the reward comes at the end of an episode."""
     lam: float = 1.0
@@ -70,6 +76,13 @@ class AdvantageConfig:
             require(
                 weight != 0 and isfinite(weight), f"advantage.parts.{part}", weight, "write a weight, or leave it out"
             )
+        require(self.temperature > 0, "advantage.temperature", self.temperature, "write a positive number")
+        require(
+            self.weight == "softmax" or self.name == "softmax",
+            "advantage.weight",
+            self.weight,
+            "it says something with advantage.name=softmax only",
+        )
         require(self.k is None or self.k >= 2, "advantage.k", self.k, "write 2 or more, or null for the whole group")
 
     @property
@@ -83,9 +96,14 @@ class AdvantageConfig:
         return self.name == "remax"
 
     @property
+    def needs_gold(self) -> bool:
+        """Whether an episode is trained on with the accepted answer in the place of its own, and weighed by it."""
+        return self.name == "softmax"
+
+    @property
     def needs_group(self) -> bool:
         """Whether a group of one gets no signal, so that two or more samples a prompt are needed."""
-        return self.name not in ("reinforce_pp", "remax", "gae")
+        return self.name not in ("reinforce_pp", "remax", "softmax", "gae")
 
     def check_group_size(self, samples_per_prompt: int) -> None:
         """Raise UserError if groups of that size give no signal, or cannot be drawn from as ``k`` says."""

@@ -58,8 +58,12 @@ class Assigner:
         if config.kl_reward.coefficient > 0:
             token_rewards, metrics = await self._kl(groups, state)
         if self._gold is not None:
-            gold = [score for score in await self._gold.scores(groups) if score is not None]
-            metrics |= {"gold_logprob": sum(gold) / len(gold)} if gold else {}
+            scores = await self._gold.scores(groups)
+            known = [score for score in scores if score is not None]
+            metrics |= {"gold_logprob": sum(known) / len(known)} if known else {}
+            if config.advantage.needs_gold:
+                samples, weighed = self._gold.samples(groups, scores, config.advantage)
+                return samples, {**metrics, **weighed}
         samples, assigned = assign(
             groups,
             config.advantage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
 from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
@@ -54,11 +55,17 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class GoldLogprobConfig:
-    """A metric: the log-prob of a task's accepted answer, laid after what each episode found. Costs a forward pass."""
+    """A metric: the log-prob of a task's accepted answer, laid after what each episode found. Costs a forward pass.
+    With the advantage ``softmax`` it is what episodes are weighed by, and the answer so laid is trained on."""
 
     opening: str = ""
     """What stands before the answer where the episode's last turn was (``<answer> ``, with autorefine and search_r1);
-    empty measures nothing."""
+    empty measures nothing, unless the advantage is ``softmax``: then the answer is all there is."""
+    closing: str = ""
+    """What stands after it where it is trained on (`` </answer>``); the token that ends a turn of a chat comes after
+    that by itself."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Whether the score is the mean over the answer's tokens, as ExSearch's code has it, or their sum, as its paper."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,25 @@ GROUPS = torch.tensor([7, 2, 7, 7, 2, 7])
 LENGTHS = torch.tensor([2, 3, 4, 1, 1, 1])
 GREEDY = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0], dtype=torch.float64)
 SEQUENCE_LEVEL: list[AdvantageName] = [name for name in get_args(AdvantageName) if name != "gae"]
-GROUP_RELATIVE: list[AdvantageName] = [name for name in SEQUENCE_LEVEL if name not in ("reinforce_pp", "remax")]
+BASELINED: list[AdvantageName] = [name for name in SEQUENCE_LEVEL if name != "softmax"]
+"""Those that compare rewards; softmax weighs by log-probs instead."""
+GROUP_RELATIVE: list[AdvantageName] = [name for name in BASELINED if name not in ("reinforce_pp", "remax")]
+GOLD = torch.tensor([-0.1, -1.0, -0.7, -2.3, -3.0, -0.1], dtype=torch.float64)
 
 
 def advantages(name: AdvantageName, rewards: torch.Tensor = REWARDS, groups: torch.Tensor = GROUPS) -> torch.Tensor:
     lengths = LENGTHS if len(rewards) == len(LENGTHS) else torch.ones(len(rewards), dtype=torch.int64)
     greedy = GREEDY if len(rewards) == len(GREEDY) else torch.zeros(len(rewards))
     parts = {"em": rewards.clamp(max=1), "hit": rewards.square()}
-    return group_advantages(rewards, groups, config(name), lengths=lengths, greedy_rewards=greedy, parts=parts)
+    return group_advantages(
+        rewards,
+        groups,
+        config(name),
+        lengths=lengths,
+        greedy_rewards=greedy,
+        parts=parts,
+        gold_logprobs=GOLD[: len(rewards)],
+    )
 
 
 def config(name: AdvantageName) -> AdvantageConfig:
@@ -69,12 +80,20 @@ EXPECTED: dict[AdvantageName, list[float]] = {
     "opo": [0.625, 0.5, -0.375, 0.125, -1.5, 0.125],
     "gpg": CENTRED,  # both groups are informative: the factor is 1
     "pass_at_k": [0.5, 2.0, 0.0, 0.0, 0.0, 0.0],  # the best one's lead over the second
+    "softmax": [  # exp of the log-probs -0.1, -0.7, -2.3, -0.1 over their sum 2.406519; and of -1, -3
+        0.37599,
+        0.880797,
+        0.206347,
+        0.041661,
+        0.119203,
+        0.37599,
+    ],
 }
 
 
 @pytest.mark.parametrize("name", SEQUENCE_LEVEL)
 def test_hand_worked(name: AdvantageName) -> None:
-    assert advantages(name).tolist() == pytest.approx(EXPECTED[name], abs=1e-12)
+    assert advantages(name).tolist() == pytest.approx(EXPECTED[name], abs=1e-5 if name == "softmax" else 1e-12)
 
 
 @pytest.mark.parametrize("name", GROUP_RELATIVE)
@@ -100,6 +119,7 @@ def test_order_and_group_ids_do_not_matter(name: AdvantageName) -> None:
         lengths=LENGTHS[order],
         greedy_rewards=GREEDY[order],
         parts={"em": REWARDS[order].clamp(max=1), "hit": REWARDS[order].square()},
+        gold_logprobs=GOLD[order],
     )
     torch.testing.assert_close(shuffled, advantages(name)[order], rtol=0, atol=1e-12)
 
@@ -147,6 +167,7 @@ def test_pass_at_k_of_a_group_that_lost_samples_draws_all_it_has() -> None:
         ("reinforce_pp_baseline", "lengths"),
         ("remax", "greedy_rewards"),
         ("gdpo", "parts"),
+        ("softmax", "gold_logprobs"),
     ],
 )
 def test_a_missing_input_is_named(name: AdvantageName, missing: str) -> None:
@@ -177,7 +198,7 @@ def test_gdpo_tells_apart_what_a_sum_of_rewards_confounds() -> None:
     assert apart.tolist() == pytest.approx([-unit, unit, -2 * unit, 2 * unit], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SEQUENCE_LEVEL if name != "remax"])
+@pytest.mark.parametrize("name", [name for name in BASELINED if name != "remax"])
 @pytest.mark.parametrize("coefficient", [1e-3, 1e-5])
 def test_what_kl_takes_off_equal_rewards_stays_as_small_as_its_coefficient(
     name: AdvantageName, coefficient: float

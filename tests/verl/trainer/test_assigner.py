@@ -79,3 +79,18 @@ def test_an_alarm_warns_once_counts_while_it_sounds_and_survives_a_restart(caplo
     assert len(caplog.records) == 1
     assert "losing its language" in caplog.text
     assert watch({"entropy": 0.5}, state, config) == {}
+
+
+async def test_softmax_trains_on_what_the_accepted_answers_weigh_and_on_no_reward() -> None:
+    class Gold:
+        async def scores(self, groups: Sequence[Group]) -> list[float | None]:
+            return [-1.0, None]
+
+        def samples(self, groups: object, scores: object, config: AdvantageConfig) -> Any:
+            assert scores == [-1.0, None]
+            return ["sample"], {"trained_episodes": 1.0}
+
+    config = TrainerConfig(advantage=AdvantageConfig(name="softmax"))
+    learners, gold = FakeLearners(), Gold()
+    found = await Assigner(learners, config, Shaping(), 1.0, gold).samples(GROUPS, LoopState())  # type: ignore[arg-type]
+    assert found == (["sample"], {"gold_logprob": -1.0, "trained_episodes": 1.0})
