@@ -40,7 +40,7 @@ class Critic:
     def __init__(self, model_path: Path, config: LearnerConfig, layout: Layout, rejected_folder: Path | None) -> None:
         self._config: CriticConfig = config.critic
         self._model = load_value_model(model_path, config, layout)
-        self._engine = Engine(self._model.weights, FlopsModel.of(self._model.lm), config, layout, rejected_folder)
+        self._engine = Engine(self._model, FlopsModel.of(self._model.lm), config, layout, rejected_folder)
         self._updates_per_batch = 1
 
     def begin_phase(self, policy: PolicyModel, phase: Phase) -> None:

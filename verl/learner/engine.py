@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from verl.data.batch import PackedBatch, pack_samples
@@ -25,7 +26,7 @@ from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.distributed import Layout, reduce_over_ranks
 from verl.learner.flops import FlopsModel
 from verl.learner.guard import FiniteGuard
-from verl.learner.model import scoring
+from verl.learner.model import PackedModel, scoring
 from verl.learner.optimizer import (
     HOST,
     global_grad_norm,
@@ -47,16 +48,16 @@ class Engine:
 
     def __init__(
         self,
-        weights: Mapping[str, DTensor],
+        model: PackedModel,
         flops: FlopsModel,
         config: LearnerConfig,
         layout: Layout,
         rejected_folder: Path | None,
     ) -> None:
-        """``weights`` are the parameters by name; those without ``requires_grad`` are neither trained nor saved."""
+        """The weights of ``model`` without ``requires_grad`` are neither trained nor saved."""
         self.device = layout.device
-        self._all = weights
-        self.weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        self._model = model
+        self.weights = {name: weight for name, weight in model.weights.items() if weight.requires_grad}
         self._flops = flops
         self.config = config
         self._layout = layout
@@ -65,7 +66,7 @@ class Engine:
 
     def train_only(self, weights: Mapping[str, DTensor]) -> None:
         """From the next phase on these are trained and saved; the others of the module stay as they are."""
-        for name, weight in self._all.items():
+        for name, weight in self._model.weights.items():
             weight.requires_grad_(name in weights)
         self.weights = dict(weights)
 
@@ -79,7 +80,9 @@ class Engine:
     def step(self, samples: Sequence[TrainingSample], columns: Columns, objective: Objective) -> dict[str, float]:
         """One optimizer step on the whole global batch ``samples``. Returns reduced metrics, ``loss`` among them."""
         shares: dict[str, Tensor] = {}
-        for members in self._share(samples):
+        parts = self._share(samples)
+        for number, members in enumerate(parts, 1):
+            self._last_of_step(number == len(parts))
             loss, metrics = objective(self._packed(samples, members, columns))
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
@@ -93,6 +96,17 @@ class Engine:
         self._optimizer.zero_grad()
         self._step += 1
         return {**reduced, "grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self._guard.skipped)}
+
+    def _last_of_step(self, last: bool) -> None:
+        """Where each rank holds whole weights, gather and reduce once a step and not once a micro-batch.
+
+        Where they lie in shards that would cost the memory which sharding saves.
+        """
+        model, mesh = self._model, self._layout.mesh
+        if mesh.size(mesh.ndim - 1) == 1 and isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last)
+            model.set_is_last_backward(last)
 
     def _apply(self, norm: float, rate: float) -> None:
         if norm > self._optimizer_config.grad_clip:

@@ -52,7 +52,7 @@ class Learner:
         layout = make_layout(config)
         self.model = load_policy(self._model_path, config, layout)
         self._flops = FlopsModel.of(self.model.lm)
-        self._engine = Engine(self.model.weights, self._flops, config, layout, rejected_folder)
+        self._engine = Engine(self.model, self._flops, config, layout, rejected_folder)
         self._reference = Reference(self.model, self._model_path, config, layout)
         self._scorer = Scorer(self.model, self._reference, self._engine)
         self._training = PolicyTraining(self.model, self._engine, self._scorer)

@@ -25,6 +25,7 @@ from verl.learner.adapter import add_adapter, init_adapter, saved_name
 from verl.learner.attention import PACKED
 from verl.learner.config import LearnerConfig
 from verl.learner.distributed import Layout
+from verl.learner.fused import fuse
 from verl.learner.model import PackedModel, PolicyModel, ValueModel
 from verl.learner.ulysses import SequenceSplit
 
@@ -103,6 +104,7 @@ def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig, dtype: str | N
         )
     lm.tie_weights()  # making each weight empty also made tied weights two
     lm.train()
+    fuse(lm)
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return lm
@@ -119,9 +121,9 @@ def _shard(model: PackedModel, config: LearnerConfig, layout: Layout) -> None:
     whole = config.offload == "all"
     offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda") if whole else OffloadPolicy()
     for module in (*model.lm.base_model.layers, model):
-        fully_shard(
-            module, mesh=layout.mesh, mp_policy=precision, reshard_after_forward=reshard, offload_policy=offload
-        )
+        # What lies outside the layers is needed last in the forward pass and first in the backward pass: it stays.
+        freed = reshard and module is not model
+        fully_shard(module, mesh=layout.mesh, mp_policy=precision, reshard_after_forward=freed, offload_policy=offload)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)

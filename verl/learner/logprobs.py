@@ -78,7 +78,11 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         hidden, weight, targets, entropy = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # a frozen head, with adapters
+        # Over several chunks the sum is kept in full: in half precision each addition would round it. A frozen head
+        # (with adapters) has none.
+        whole = len(targets) <= ctx.chunk
+        exact = weight.dtype if whole else entropy.dtype
+        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         for part in _parts(len(targets), ctx.chunk):
             p, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass makes it again
@@ -90,9 +94,11 @@ class _ChunkedHead(torch.autograd.Function):
             logits_grad = p.div_(ctx.temperature).to(hidden.dtype) if ctx.temperature != 1 else p.to(hidden.dtype)
             torch.mm(logits_grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight.addmm_(logits_grad.t(), hidden[part])
+                share = logits_grad.t() @ hidden[part]
+                grad_weight = share if whole else grad_weight.add_(share)
+                del share
             del p, logits_grad
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _softmax_in_place(

@@ -74,3 +74,21 @@ def test_top_tokens_are_sorted_and_normalised(head: tuple[Tensor, Tensor, Tensor
     assert torch.equal(values, values.sort(dim=-1, descending=True).values)
     torch.testing.assert_close(values.exp().sum(-1), torch.ones(13, dtype=torch.float64))
     torch.testing.assert_close(values, reference(hidden, weight, ids[:, 0], 1.0)[0][:, None] + values - values[:, :1])
+
+
+def test_the_heads_gradient_is_summed_in_full_over_chunks() -> None:
+    """In half precision the rounding of a sum grows with the number of chunks, unless the sum is kept in full."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2048, 64, generator=generator).bfloat16()
+    weight = (torch.randn(4096, 64, generator=generator) / 8).bfloat16()
+    targets = torch.randint(0, 4096, (2048,), generator=generator)
+
+    def gradient(hidden: torch.Tensor, weight: torch.Tensor, mib: int) -> torch.Tensor:
+        head = weight.clone().requires_grad_()
+        policy_logprobs(hidden, head, targets, max_logits_mib=mib)[0].sum().backward()
+        assert head.grad is not None
+        return head.grad.double()
+
+    exact = gradient(hidden.double(), weight.double(), 1000)
+    errors = [float((gradient(hidden, weight, mib) - exact).norm() / exact.norm()) for mib in (1000, 1)]
+    assert errors[1] < 1.6 * errors[0]  # 49 chunks

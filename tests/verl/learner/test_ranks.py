@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from verl.cluster.processes import free_port
 from verl.config.arguments import parse
@@ -172,7 +173,9 @@ def _sum_of_ranks(rank: int, port: int, listener: socket.socket | None, sums: mu
     dist.destroy_process_group()
 
 
-def test_a_spliced_continuation_has_the_same_log_prob_on_two_ranks(model_folder: Path) -> None:
+def test_two_ranks_score_a_splice_alike_and_gather_the_head_once_a_pass(
+    model_folder: Path,
+) -> None:
     spliced = _spliced()
     learner = Learner(model_folder, LearnerConfig(), seed=0)
     expected = [row.tolist() for row in learner.logprobs(spliced)]
@@ -186,7 +189,8 @@ def test_a_spliced_continuation_has_the_same_log_prob_on_two_ranks(model_folder:
         for ours, theirs in zip(rows.get(timeout=120), expected, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
     for process in ranks:
-        process.join(10)
+        process.join(60)
+        assert process.exitcode == 0
 
 
 def _spliced() -> list[TrainingSample]:
@@ -197,7 +201,16 @@ def _spliced() -> list[TrainingSample]:
 def _score_on_rank(rank: int, port: int, model: str, rows: multiprocessing.Queue[list[list[float]]]) -> None:
     torch.set_num_threads(1)
     init_process(rank, 2, "127.0.0.1", port)
-    scores = Learner(model, LearnerConfig(max_tokens_per_microbatch=20), seed=0).logprobs(_spliced())
-    rows.put([row.tolist() for row in scores])
+    learner = Learner(model, LearnerConfig(max_tokens_per_microbatch=20), seed=0)
+    rows.put([row.tolist() for row in learner.logprobs(_spliced())])
+    learner.begin_phase(Phase(batches=2))
+    learner.update(_spliced())
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        learner.update(_spliced())
+    names = [event.name for event in recorded.events()]
+    microbatches = sum("pre_forward (lm.model.layers.0)" in name for name in names)
+    # Each of two layers forwards and backwards; what lies outside them, which has no name of its own, once.
+    gathers = (sum(name.startswith("FSDP::all_gather (") for name in names), names.count("FSDP::all_gather"))
+    assert gathers == (4 * microbatches, microbatches), (gathers, microbatches)
     dist.barrier()
     dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""Norms and rotary embeddings of our own say what those of transformers say, forwards and backwards."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from verl.learner import fused
+
+
+def test_a_norm_and_its_gradients_are_those_of_the_formula() -> None:
+    weight = torch.rand(8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: fused._Norm.apply(x, w, 0.1), (x, weight))
+    expected = x * (x.square().mean(-1, keepdim=True) + 0.1).rsqrt() * weight
+    torch.testing.assert_close(fused._Norm.apply(x, weight, 0.1), expected)
+
+
+def test_a_turn_and_its_gradient_are_those_of_the_formula() -> None:
+    angles = torch.rand(1, 5, 4, dtype=torch.float64).repeat(1, 1, 2)
+    q, k = (torch.randn(1, heads, 5, 8, dtype=torch.float64, requires_grad=True) for heads in (2, 1))
+
+    def turned(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return fused.rotate(q, k, angles.cos(), angles.sin())
+
+    assert torch.autograd.gradcheck(turned, (q, k))
+    assert fused._is_plain_rotary(modeling_qwen2.apply_rotary_pos_emb)
+
+
+def test_what_computes_something_else_is_left_alone() -> None:
+    assert fused._is_plain_norm(Qwen2RMSNorm)
+    assert not fused._is_plain_norm(GemmaRMSNorm)  # 1 + weight
+    assert not fused._is_plain_norm(nn.LayerNorm)
+
+    def other(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return q * cos[:, None] + q.flip(-1) * sin[:, None], k
+
+    assert not fused._is_plain_rotary(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_model_computes_the_same(
+    model_folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling_qwen2, "apply_rotary_pos_emb", modeling_qwen2.apply_rotary_pos_emb)
+    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+    ours = copy.deepcopy(plain)
+    ids = torch.arange(12)[None]
+    expected = plain(ids).logits
+    fused.fuse(ours)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(ours(ids).logits, expected, rtol=tolerance, atol=tolerance)
