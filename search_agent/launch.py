@@ -207,7 +207,10 @@ async def start_learner(config: RunConfig, actors: Sequence[Any], model: str, lo
     timeout_s = config.cluster.start_timeout_s
     [(address, port)] = await ready("learner", [actors[0].meeting_point.remote()], timeout_s, logs)
     shared = config.cluster.placement == "shared"
-    places = [LearnerPlace(rank, len(actors), address, port, device, shared) for rank in range(len(actors))]
+    places = [
+        LearnerPlace(rank, len(actors), address, port, device, shared, config.deterministic)
+        for rank in range(len(actors))
+    ]
     answers = [
         actor.start.remote(place, model, config.learner, seed=config.seed, rejected=logs[0].parent.parent / "rejected")
         for actor, place in zip(actors, places, strict=True)

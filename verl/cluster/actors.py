@@ -57,6 +57,8 @@ class LearnerPlace:
     device: str
     shared: bool = False
     """Whether an engine uses the same GPU in turns."""
+    deterministic: bool = False
+    """Whether to take kernels that repeat their results, where there are such, at the price of speed."""
 
 
 P = ParamSpec("P")
@@ -79,6 +81,14 @@ def _gives_back(method: Callable[P, R]) -> Callable[P, R]:
                 torch.cuda.empty_cache()
 
     return call
+
+
+def _repeatable_kernels() -> None:
+    """From now on, before the GPU is first used: sums in a fixed order, in attention's backward pass among others."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the log names what has no such kernel
 
 
 class LearnerActor:
@@ -108,6 +118,8 @@ class LearnerActor:
         from verl.learner.learner import Learner
         from verl.sync.file import Publisher
 
+        if place.deterministic and place.device == "cuda":
+            _repeatable_kernels()
         if place.device == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         listener, self._listener = self._listener, None

@@ -39,3 +39,20 @@ def test_cached_memory_is_given_back_even_where_the_call_fails(
     with pytest.raises(AttributeError):
         getattr(actor, method)(*(CALLS.get(method) or (str(tmp_path),) * (method == "save")), **options)
     assert given == [True] * shared
+
+
+@pytest.mark.parametrize(("device", "deterministic"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_repeatable_kernels_are_asked_for_on_a_gpu_and_where_told(
+    device: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(actors, "log_to", lambda path: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, **_: asked.append(on))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr("verl.learner.distributed.init_process", lambda *_, **__: None)
+    monkeypatch.setattr("verl.learner.learner.Learner", lambda *_, **__: None)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    place = actors.LearnerPlace(0, 1, "127.0.0.1", 0, device, deterministic=deterministic)
+    config: Any = None
+    actors.LearnerActor(log=tmp_path / "log").start(place, "", config, seed=0, rejected=tmp_path)
+    assert asked == [True] * (device == "cuda" and deterministic)
