@@ -45,15 +45,12 @@ class Episodes(Protocol):
 
     async def open(self) -> None:
         """Connect to what the episodes use; called once, on their event loop."""
-        ...
 
     def __call__(self, task: Task) -> Environment:
         """A new episode of a task."""
-        ...
 
     async def close(self) -> None:
         """Release what ``open`` took."""
-        ...
 
 
 class NoRetriever:

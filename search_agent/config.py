@@ -25,17 +25,14 @@ class Bounds(Protocol):
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt (tokens)."""
-        ...
 
     @property
     def max_policy_tokens(self) -> int:
         """The most that the policy generates in an episode (tokens), the context apart."""
-        ...
 
     @property
     def max_episode_tokens(self) -> int:
         """The longest episode (tokens), the context apart."""
-        ...
 
 
 @dataclass(frozen=True)

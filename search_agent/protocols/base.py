@@ -62,50 +62,39 @@ class SearchProtocol(Protocol):
     @property
     def stop(self) -> tuple[str, ...]:
         """Stop strings of every turn, where the policy writes on after an observation."""
-        ...
 
     @property
     def message_stop(self) -> tuple[str, ...]:
         """Stop strings where each turn is a message of its own, which the policy may also end itself."""
-        ...
 
     @property
     def prefill(self) -> str:
         """What each assistant turn is begun with (``<think>``): part of the prompt, never of what is trained."""
-        ...
 
     @property
     def system(self) -> str | None:
         """A system message, which needs a chat framing; None if the prompt is all there is."""
-        ...
 
     def prompt(self, question: str) -> str:
         """The text that opens an episode: the whole prompt, or the user message under a chat framing."""
-        ...
 
     def parse(self, turns: Turns) -> Action:
         """The action of the newest turn. Whether it is an answer must not depend on ``turns.question``."""
-        ...
 
     def last_call(self, question: str) -> str | None:
         """What the policy is told, at the end of an observation, when one turn is left; None says nothing."""
-        ...
 
     def observe_results(self, passages: Sequence[Passage]) -> list[str]:
         """Opening, one piece a passage, closing: the environment may leave out whole passages, from the last."""
-        ...
 
     def observe_invalid(self, reason: str) -> str:
         """What the policy is told after an invalid action, before it tries again."""
-        ...
 
     def read(self, trajectory: Trajectory) -> Reading:
         """Read a finished trajectory. Never raises: a trajectory that says nothing has an empty reading."""
-        ...
 
     def spans(self, text: str) -> list[Span]:
         """What the parts of one generated text are, tags included, in order and apart; for the eye only."""
-        ...
 
 
 def closing_action(text: str, tags: Sequence[str]) -> tuple[str, int, int] | None:

@@ -26,7 +26,6 @@ class Retriever(Protocol):
 
         ``options`` narrow the search (a last date, say); with ``ids_only`` documents come without texts.
         """
-        ...
 
 
 class BadRequest(Exception):

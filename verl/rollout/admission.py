@@ -20,7 +20,6 @@ class BatchEngine(Engine, Protocol):
 
     def generate_many(self, requests: Sequence[GenerateRequest]) -> list[asyncio.Future[Generation]]:
         """Futures in the order of ``requests``."""
-        ...
 
 
 class OrderedAdmission:

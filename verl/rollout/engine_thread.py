@@ -32,23 +32,18 @@ class Steppable(Protocol[RequestT, ResultT]):
 
     def add(self, key: str, request: RequestT) -> None:
         """Queue a request. Raises on one that cannot be served; the engine lives on."""
-        ...
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these requests; unknown keys are ignored."""
-        ...
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        ...
 
     def step(self) -> Sequence[tuple[str, ResultT]]:
         """Advance every running request by a token; return those that ended. Raising means that the engine is dead."""
-        ...
 
     def close(self) -> None:
         """Free what the engine holds."""
-        ...
 
 
 class EngineThread(Generic[RequestT, ResultT]):

@@ -89,22 +89,18 @@ class Environment(Protocol):
 
         Raises UserError if it leaves no room in the context, InfrastructureError as ``observe`` does.
         """
-        ...
 
     def next_turn(self) -> Turn | None:
         """What may be generated next, or None when the episode is over."""
-        ...
 
     async def observe(self, generation: Generation) -> Observation | None:
         """Take in what was generated; None if nothing is to be appended.
 
         Raises InfrastructureError when the outside failed for good: the episode is then aborted and never trained on.
         """
-        ...
 
     def outcome(self) -> tuple[Outcome, str]:
         """How it ended, with one line about why (may be empty). Valid once ``next_turn`` returned None."""
-        ...
 
 
 class Engine(Protocol):
@@ -112,7 +108,6 @@ class Engine(Protocol):
 
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
         """Continue ``token_ids``. Raises InfrastructureError if the engine died; every waiting call fails with it."""
-        ...
 
 
 def refuse_images(turn: Turn) -> None:
@@ -144,7 +139,6 @@ class RewardFunction(Protocol):
 
         Raises InfrastructureError if something it asks outside failed: the episode is aborted, not scored.
         """
-        ...
 
 
 class Agent(Protocol):
@@ -152,20 +146,15 @@ class Agent(Protocol):
 
     async def open(self) -> None:
         """Connect to what the environments use; called once, on the worker's event loop."""
-        ...
 
     def environment(self, task: Task, split: str) -> Environment:
         """A new episode's environment. ``split`` names the data a task comes from (``train``, ``dev``, ``test``)."""
-        ...
 
     async def score(self, task: Task, trajectory: Trajectory) -> Score:
         """See ``RewardFunction``; other episodes go on meanwhile."""
-        ...
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, for the metrics."""
-        ...
 
     async def close(self) -> None:
         """Release what ``open`` took."""
-        ...

@@ -24,11 +24,9 @@ class Watcher(Protocol):
 
     def enter(self, phase: Phase) -> None:
         """From now on the episode waits for this."""
-        ...
 
     def wrote(self, segment: Segment) -> None:
         """The episode has one more segment."""
-        ...
 
 
 class Unwatched:

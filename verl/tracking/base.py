@@ -21,11 +21,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record named numbers of one step."""
-        ...
 
     def close(self) -> None:
         """Finish writing. Called once, last, also after an error."""
-        ...
 
 
 class Combined:

@@ -33,15 +33,12 @@ class Backend(Protocol):
 
         Raises QueryRefused for a query that it cannot read; others in the batch are then asked by themselves.
         """
-        ...
 
     def implementation(self) -> str:
         """Which code answers; does not change the answers."""
-        ...
 
     def manifest(self) -> dict[str, Any]:
         """What it is and how it is set, JSON-ready: all that may change an answer."""
-        ...
 
 
 def cut(query: str, max_terms: int) -> str:
@@ -62,15 +59,12 @@ class Selective(Backend, Protocol):
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError if it does not understand an option."""
-        ...
 
     def count(self, options: Mapping[str, Any]) -> int:
         """How many passages the options select. Raises ValueError if it cannot tell."""
-        ...
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
         """As ``search``, among the passages that the options select."""
-        ...
 
 
 def selective(backend: Backend) -> Selective:

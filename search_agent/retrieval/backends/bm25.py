@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Backend, Hit
 from search_agent.retrieval.index.analysis import Analyzer
 from search_agent.retrieval.index.postings import Batch, Found, Postings, Range
 
@@ -28,7 +28,6 @@ class Kernel(Protocol):
 
         A score is the float64 sum of the float32 scores of the index.
         """
-        ...
 
 
 MIN_POSTINGS_TO_COMPILE = 1_000_000
@@ -36,7 +35,7 @@ MIN_POSTINGS_TO_COMPILE = 1_000_000
 less than a millisecond a query and a server starts without importing numba."""
 
 
-class Bm25:
+class Bm25(Backend):
     """One index, any number of threads."""
 
     max_batch = 32
@@ -48,7 +47,6 @@ class Bm25:
         self._local = threading.local()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``."""
         rows = [self._numbers(query) for query in queries]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
@@ -58,7 +56,6 @@ class Bm25:
         return [[Hit(*pair) for pair in zip(d[:count], s[:count], strict=True)] for d, s, count in pairs]
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         return {
             "name": "bm25",
             "k1": self._postings.k1,
@@ -69,7 +66,6 @@ class Bm25:
         }
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return self._kernel.name
 
     def _numbers(self, query: str) -> list[int]:

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Backend, Hit
 from search_agent.retrieval.backends.encoder import Encoder, Vectors
 from search_agent.retrieval.config import DenseConfig
 from search_agent.retrieval.index import index_files
@@ -36,7 +36,7 @@ MAX_DEPTH_ON_GPU = 2048
 """FAISS returns no more than this from a GPU."""
 
 
-class Dense:
+class Dense(Backend):
     """An encoder and an index of vectors."""
 
     max_batch = 256
@@ -49,7 +49,7 @@ class Dense:
         faiss.cvar.distance_compute_blas_threshold = SCAN_BELOW_QUERIES * encoder.dimensions
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``. A blank query has no meaning to rank by, and finds nothing."""
+        """A blank query has no meaning to rank by, and finds nothing."""
         asked = [number for number, query in enumerate(queries) if query.strip()]
         out: list[list[Hit]] = [[] for _ in queries]
         if asked:
@@ -59,11 +59,9 @@ class Dense:
         return out
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         return {"name": "dense", **self._settings}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return f"faiss {faiss.__version__} {type(self._index).__name__}"
 
 

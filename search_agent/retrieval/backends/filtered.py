@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_agent.retrieval.backends.backend import Backend, Hit
+from search_agent.retrieval.backends.backend import Backend, Hit, Selective
 from search_agent.retrieval.index.corpus import Faults, open_corpus
 from verl.errors import UserError
 
@@ -79,19 +79,17 @@ def _column(name: str, cells: Sequence[Any]) -> Column:
     return Column(values, whole)
 
 
-class Filtered:
-    """Any back end of ours over the passages of a corpus. See ``Selective``."""
+class Filtered(Selective):
+    """Any back end of ours over the passages of a corpus."""
 
     def __init__(self, inner: Backend, columns: Mapping[str, Column]) -> None:
         self._inner, self._columns = inner, columns
         self.max_batch = inner.max_batch
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``."""
         return self._inner.search(queries, k)
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
-        """See ``Selective.search_selected``."""
         chosen = self._chosen(options)
         wanted, depth, asked = min(k, int(chosen.sum())), k, list(range(len(queries)))
         out: list[list[Hit]] = [[] for _ in queries]
@@ -106,21 +104,17 @@ class Filtered:
         return out
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """See ``Selective.check``."""
         for name, bounds in _bounds(options).items():
             self._places(name, bounds)
 
     def count(self, options: Mapping[str, Any]) -> int:
-        """See ``Selective.count``."""
         return int(self._chosen(options).sum())
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         columns = {name: column.manifest() for name, column in self._columns.items()}
         return {**self._inner.manifest(), "filters": columns}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return self._inner.implementation()
 
     def _chosen(self, options: Mapping[str, Any]) -> npt.NDArray[np.bool_]:

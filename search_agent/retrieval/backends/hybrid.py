@@ -17,7 +17,7 @@ MIN_DEPTH = 100
 """Hits of each ranking that are fused at least; below, a passage that both rank tenth could be missed."""
 
 
-class Hybrid:
+class Hybrid(Backend):
     """Fuses two back ends."""
 
     def __init__(self, *backends: Backend) -> None:
@@ -25,17 +25,14 @@ class Hybrid:
         self.max_batch = max(backend.max_batch for backend in backends)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``."""
         rankings = [backend.search(queries, max(k, MIN_DEPTH)) for backend in self._backends]
         return [fuse(rows, k) for rows in zip(*rankings, strict=True)]
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         parts = [backend.manifest() for backend in self._backends]
         return {"name": "hybrid", "fusion": f"reciprocal rank, {RANK_OFFSET}", "parts": parts}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return " + ".join(backend.implementation() for backend in self._backends)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit, cut
+from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import passage_hit
 from search_agent.retrieval.index.documents import Documents
 from verl.errors import InfrastructureError, UserError
@@ -55,8 +55,8 @@ def build(config: Config, documents: Documents) -> Lucene:
     return Lucene(config, LuceneSearcher(str(config.index)), documents)
 
 
-class Lucene:
-    """See ``Backend``."""
+class Lucene(Backend):
+    """One index, searched by Pyserini."""
 
     max_batch = 64
 
@@ -72,7 +72,7 @@ class Lucene:
             )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``; scores and their order are Lucene's."""
+        """Scores and their order are Lucene's."""
         names = [str(number) for number in range(len(queries))]
         asked = [cut(query, MAX_CLAUSES) for query in queries]
         found = self._searcher.batch_search(asked, names, k=k, threads=self._config.threads)
@@ -96,10 +96,8 @@ class Lucene:
         return number
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         settings = {"index": self._config.index.name, "k1": self._config.k1, "b": self._config.b}
         return {"name": "lucene", **settings, "documents": self._count}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return "pyserini"

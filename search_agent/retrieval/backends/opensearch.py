@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit, cut
+from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
@@ -55,8 +55,8 @@ def build(config: Config, documents: Documents) -> OpenSearch:
     return OpenSearch(config)
 
 
-class OpenSearch:
-    """See ``Backend``."""
+class OpenSearch(Backend):
+    """One index of a cluster."""
 
     max_batch = 32
 
@@ -73,19 +73,17 @@ class OpenSearch:
         self._count = _expect(status, reply, "count")
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``; scores and their order are the back end's."""
+        """Scores and their order are the back end's."""
         headers = {**self._headers, "Content-Type": "application/x-ndjson"}
         body = msearch_body(queries, k, self._config.fields)
         status, reply = self._http.json("POST", f"{self._index_url}/_msearch", headers, body)
         return parse_msearch(_expect(status, reply, "responses"), len(queries))
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         searched = {name: to_dict(getattr(self._config, name)) for name in ("url", "index", "fields")}
         return {"name": "opensearch", **searched, "documents": self._count}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return "_msearch"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Hit, Selective
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
 from search_agent.retrieval.backends.paced import Pace
 from search_agent.retrieval.index.documents import Documents
@@ -51,8 +51,8 @@ def build(config: Config, documents: Documents) -> PubMed:
     return PubMed(config, documents)
 
 
-class PubMed:
-    """See ``Selective``; scores are 1 / rank, as PubMed gives none."""
+class PubMed(Selective):
+    """Scores are 1 / rank, as PubMed gives none."""
 
     max_batch = 1
 
@@ -64,29 +64,25 @@ class PubMed:
         self._http = Http(config.timeout_s, config.retries)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``. A blank query is not asked."""
+        """A blank query is not asked."""
         return self.search_selected(queries, k, {})
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
-        """See ``Selective.search_selected``."""
         return [hits_of(self._ids(query, k, options)) if query.strip() else [] for query in queries]
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """See ``Selective.check``."""
         for name, value in options.items():
             if name not in ("date.from", "date.to") or not isinstance(value, str) or not _DAY.fullmatch(value):
                 raise ValueError(f"options: {name}={value!r}: PubMed takes date.from and date.to, as YYYY/MM/DD")
 
     def count(self, options: Mapping[str, Any]) -> int:
-        """See ``Selective.count``; PubMed does not say without a query."""
+        """PubMed does not say without a query."""
         raise ValueError("options: PubMed does not count without a query")
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         return {"name": "pubmed", "url": self._config.url}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return "E-utilities"
 
     def _ids(self, query: str, k: int, options: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Backend, Hit
 from search_agent.retrieval.backends.http import passage_hit, secret
 from search_agent.retrieval.config import EncoderConfig
 from search_agent.retrieval.index.documents import Documents
@@ -65,8 +65,8 @@ def _client(config: Config) -> Any:
     return QdrantClient(url=config.url, api_key=key, timeout=config.timeout_s, check_compatibility=False)
 
 
-class Qdrant:
-    """See ``Backend``."""
+class Qdrant(Backend):
+    """One collection, and the encoder that its vectors were made by."""
 
     max_batch = 64
 
@@ -86,7 +86,7 @@ class Qdrant:
             )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``. A blank query has no meaning to rank by, and finds nothing."""
+        """A blank query has no meaning to rank by, and finds nothing."""
         from qdrant_client.models import QueryRequest
 
         asked = [number for number, query in enumerate(queries) if query.strip()]
@@ -107,7 +107,6 @@ class Qdrant:
         return out
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         config, encoder = self._config, self._config.encoder
         made = {"model": encoder.model, "family": encoder.family, "max_tokens": encoder.max_tokens}
         return {
@@ -119,7 +118,6 @@ class Qdrant:
         }
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return type(self._client).__name__
 
     @staticmethod

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from search_agent.retrieval.backends.backend import Backend, Hit, selective
+from search_agent.retrieval.backends.backend import Backend, Hit, Selective, selective
 from search_agent.retrieval.backends.colbert import ColbertJudge
 from search_agent.retrieval.backends.encoder import refused
 from search_agent.retrieval.config import RerankConfig
@@ -31,10 +31,9 @@ class Judge(Protocol):
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
         """The score of each query's own passages, higher is better."""
-        ...
 
 
-class Reranked:
+class Reranked(Selective):
     """A back end whose first hits are put in a new order; their scores are the judge's."""
 
     def __init__(self, inner: Backend, documents: Documents, config: RerankConfig) -> None:
@@ -45,20 +44,17 @@ class Reranked:
         self.max_batch = inner.max_batch
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``; at most ``depth`` hits, however large k is."""
+        """At most ``depth`` hits, however large k is."""
         return self._judged(queries, self._inner.search(queries, self._config.depth), k)
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
-        """See ``Selective.search_selected``."""
         found = selective(self._inner).search_selected(queries, self._config.depth, options)
         return self._judged(queries, found, k)
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """See ``Selective.check``."""
         selective(self._inner).check(options)
 
     def count(self, options: Mapping[str, Any]) -> int:
-        """See ``Selective.count``."""
         return selective(self._inner).count(options)
 
     def _judged(self, queries: Sequence[str], found: list[list[Hit]], k: int) -> list[list[Hit]]:
@@ -71,12 +67,10 @@ class Reranked:
         return [sorted(hits, key=lambda hit: (-hit.score, hit.doc))[:k] for hits in judged]
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         settings = {name: getattr(self._config, name) for name in ("model", "kind", "depth", "max_tokens")}
         return {"name": "reranked", **settings, "dtype": self._judge.dtype, "over": self._inner.manifest()}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return f"{self._inner.implementation()} + {type(self._judge).__name__}"
 
 

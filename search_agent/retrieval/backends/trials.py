@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.backend import Backend, Hit
 from search_agent.retrieval.backends.http import Http
 from search_agent.retrieval.backends.paced import Pace
 from search_agent.retrieval.backends.pubmed import hits_of
@@ -46,8 +46,8 @@ def build(config: Config, documents: Documents) -> Trials:
     return Trials(config, documents)
 
 
-class Trials:
-    """See ``Backend``; scores are 1 / rank, as the registry gives none."""
+class Trials(Backend):
+    """Scores are 1 / rank, as the registry gives none."""
 
     max_batch = 1
 
@@ -58,15 +58,13 @@ class Trials:
         self._http = Http(config.timeout_s, config.retries)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``. A blank query is not asked."""
+        """A blank query is not asked."""
         return [hits_of(self._ids(query, k)) if query.strip() else [] for query in queries]
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         return {"name": "trials", "url": self._config.url}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return "v2"
 
     def _ids(self, query: str, k: int) -> list[str]:

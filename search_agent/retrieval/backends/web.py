@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 
 import orjson
 
-from search_agent.retrieval.backends.backend import Hit, cut
+from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
@@ -130,8 +130,8 @@ def build(config: Config, documents: Documents) -> WebSearch:
     return WebSearch(config)
 
 
-class WebSearch:
-    """See ``Backend``; scores are 1 / rank, as providers give none."""
+class WebSearch(Backend):
+    """Scores are 1 / rank, as providers give none."""
 
     max_batch = 1  # providers take one query a request; search threads ask side by side
 
@@ -143,7 +143,7 @@ class WebSearch:
         self._http = Http(config.timeout_s, config.retries)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Backend.search``. A blank query is not asked."""
+        """A blank query is not asked."""
         return [self._search(query, k) if query.strip() else [] for query in queries]
 
     def _search(self, query: str, k: int) -> list[Hit]:
@@ -155,12 +155,10 @@ class WebSearch:
         return [passage_hit(place, 1 / (place + 1), row) for place, row in enumerate(rows)]
 
     def manifest(self) -> dict[str, Any]:
-        """See ``Backend.manifest``."""
         asked = {name: to_dict(getattr(self._config, name)) for name in ("provider", "url", "parameters", "max_chars")}
         return {"name": "web", **asked}
 
     def implementation(self) -> str:
-        """See ``Backend.implementation``."""
         return self._config.provider
 
 
