@@ -17,6 +17,7 @@ from preprocess.embedded import facts, tiny_model
 from preprocess.embedded.splits import Split, draw_splits, draw_warmup
 from preprocess.embedded.styles import Style, StyleName, make_style
 from preprocess.embedded.teacher import Behaviour, draw_traces, teach
+from search_agent.protocols.framing import end_of_turn, make_framing
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.seeds import derive_seed
@@ -98,13 +99,12 @@ def build_world(config: Config) -> WorldPaths:
     splits = draw_splits(config.seed, config.dev_questions, config.test_questions)
     style = make_style(config.style)
     tokenizer = tiny_model.train_tokenizer(_tokenizer_texts(splits, style), paths.model)
-    parameters = tiny_model.write_model(paths.model, len(tokenizer), derive_seed(config.seed, "model"))
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    traces = draw_traces(draw_warmup(splits, config.seed), config.traces, config.seed, style, encode)
+    framing = make_framing(
+        style.framing, tokenizer, system=style.protocol.system, probe=style.protocol.prompt("who wrote it?")
+    )
+    ends = end_of_turn(style.framing, tokenizer)
+    parameters = tiny_model.write_model(paths.model, len(tokenizer), derive_seed(config.seed, "model"), ends=ends)
+    traces = draw_traces(draw_warmup(splits, config.seed), config.traces, config.seed, style, framing)
     counts = {
         "corpus.jsonl": write_rows(paths.corpus, _corpus(splits["train"])),
         "train.jsonl": write_rows(paths.train, map(_row, splits["train"].tasks)),
@@ -122,13 +122,17 @@ def build_world(config: Config) -> WorldPaths:
 def _tokenizer_texts(splits: Mapping[str, Split], style: Style) -> Iterable[str]:
     """What a policy reads and writes in every world: names are the same in all, so none is new to the tokenizer."""
     behaviours: tuple[Behaviour, ...] = ("good", "recall")
+    yield from ("user\n", "assistant\n") if style.framing == "chat_turns" else ()
     for split in splits.values():
         for passage in facts.passages(split.world):
             yield from style.protocol.observe_results([passage, passage])
         for task in split.tasks:
             yield style.protocol.prompt(task.question)
+            if (words := style.protocol.last_call(task.question)) is not None:
+                yield words
             for behaviour in behaviours:
-                yield from map(style.write, teach(task, split.world, behaviour, random.Random(0)))
+                for step in teach(task, split.world, behaviour, random.Random(0)):
+                    yield from style.write(step)
 
 
 def _corpus(split: Split) -> Iterable[dict[str, str]]:

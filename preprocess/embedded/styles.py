@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from preprocess.embedded.tiny_model import END_OF_TEXT
+from preprocess.embedded.tiny_model import END_OF_MESSAGE, END_OF_TEXT
 from search_agent.protocols.base import SearchProtocol
+from search_agent.protocols.framing import FramingKind
 
-StyleName = Literal["autorefine", "search_r1", "research"]
+StyleName = Literal["autorefine", "search_r1", "research", "exsearch"]
 
 PASSAGES_PER_SEARCH = 2
 """Two: the right passage and one that shares a word with it, so that reading takes a choice and traces stay short."""
@@ -33,8 +34,10 @@ class Style:
     """A protocol as live episodes of the small model use it, and the teacher's way of writing in it."""
 
     protocol: SearchProtocol
-    write: Callable[[Step], str]
-    """The generated text of one turn."""
+    write: Callable[[Step], list[str]]
+    """The generated texts of one step: one turn, or one to end the search and one for the answer."""
+    framing: FramingKind = "plain"
+    """How live episodes frame the texts, and so the traces."""
 
 
 def make_style(name: StyleName) -> Style:
@@ -48,25 +51,36 @@ def make_style(name: StyleName) -> Style:
         from search_agent.protocols import search_r1
 
         return Style(search_r1.build(search_r1.Config(instruction="short")), _search_r1)
-    from search_agent.protocols import research
+    if name == "research":
+        from search_agent.protocols import research
 
-    return Style(research.build(research.Config(instruction="short")), _research)
+        return Style(research.build(research.Config(instruction="short")), _research)
+    from search_agent.protocols import exsearch
+
+    return Style(exsearch.build(exsearch.Config(instruction="short")), _exsearch, "chat_turns")
 
 
-def _autorefine(step: Step) -> str:
+def _autorefine(step: Step) -> list[str]:
     """``refine`` after passages, ``think`` where there is a thought, then the action."""
-    return _block("refine", step.fact) + _block("think", step.thought) + (_search(step) or _answer(step.answer))
+    return [_block("refine", step.fact) + _block("think", step.thought) + (_search(step) or _answer(step.answer))]
 
 
-def _search_r1(step: Step) -> str:
+def _search_r1(step: Step) -> list[str]:
     """The fact is noted in the thought that opens every turn."""
-    return _block("think", _joined(step)) + (_search(step) or _answer(step.answer))
+    return [_block("think", _joined(step)) + (_search(step) or _answer(step.answer))]
 
 
-def _research(step: Step) -> str:
+def _research(step: Step) -> list[str]:
     """As Search-R1, but the answer stands in a box and the policy ends its turn itself."""
     end = _answer(rf"\boxed{{ {step.answer} }}") + END_OF_TEXT
-    return _block("think", _joined(step)) + (_search(step) or end)
+    return [_block("think", _joined(step)) + (_search(step) or end)]
+
+
+def _exsearch(step: Step) -> list[str]:
+    """The fact, then the next query, or the end of the search and the bare answer; queries say what is thought."""
+    fact = f"<FACT> {step.fact}\n" if step.fact else ""
+    turns = [f"{fact}<QUERY> {step.query}"] if step.query else [f"{fact}<FINAL>", step.answer]
+    return [f"{turn}{END_OF_MESSAGE}" for turn in turns]
 
 
 def _joined(step: Step) -> str:

@@ -17,9 +17,11 @@ from preprocess.embedded.facts import World, person_sentence, work_sentence
 from preprocess.embedded.search import retriever
 from preprocess.embedded.splits import Split
 from preprocess.embedded.styles import Step, Style
-from preprocess.embedded.tiny_model import END_OF_TEXT
-from search_agent.protocols.actions import Call, Turns
+from preprocess.embedded.tiny_model import END_OF_MESSAGE, END_OF_TEXT
+from search_agent.protocols.actions import Call, Say, Turns
 from search_agent.protocols.base import SearchProtocol
+from search_agent.protocols.framing import Framing, encode_markup
+from search_agent.protocols.observation import show
 from search_agent.retrieval.types import Document
 from verl.data.tasks import Task
 from verl.seeds import derive_seed
@@ -27,7 +29,8 @@ from verl.trajectory import FinishReason, ToolCall, ToolResult, Trajectory
 
 Behaviour = Literal["good", "guess", "recall"]
 Retrieve = Callable[[str], Sequence[Document]]
-Encode = Callable[[str], list[int]]
+_NO_LIMIT = 1 << 20
+"""Tokens that an observation may have: live episodes are given room for what the teacher is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Mixture:
 
 
 def draw_traces(
-    splits: Sequence[Split], count: int, seed: int, style: Style, encode: Encode, mixture: Mixture | None = None
+    splits: Sequence[Split], count: int, seed: int, style: Style, framing: Framing, mixture: Mixture | None = None
 ) -> list[Trajectory]:
     """``count`` traces, each split and each of its tasks as often as any other, the teacher's behaviour drawn anew."""
     rng, mixture = random.Random(derive_seed(seed, "traces")), mixture or Mixture()
@@ -58,8 +61,8 @@ def draw_traces(
         while wanted := count * number // len(splits) - len(traces):
             for task in rng.sample(split.tasks, min(len(split.tasks), wanted)):
                 steps = teach(task, split.world, mixture.draw(task.metadata["hops"], rng), rng)
-                texts = [style.write(step) for step in steps]
-                traces.append(record_trace(task, texts, style.protocol, encode, retrieve))
+                texts = [text for step in steps for text in style.write(step)]
+                traces.append(record_trace(task, texts, style.protocol, framing, retrieve))
     rng.shuffle(traces)
     return traces
 
@@ -94,22 +97,25 @@ def _read_birthplace(person: str, world: World, fact: str) -> list[Step]:
 
 
 def record_trace(
-    task: Task, texts: Sequence[str], protocol: SearchProtocol, encode: Encode, retrieve: Retrieve
+    task: Task, texts: Sequence[str], protocol: SearchProtocol, framing: Framing, retrieve: Retrieve
 ) -> Trajectory:
     """The episode in which the policy generated ``texts``: finished, with zero log-probs and weights version 0."""
     trajectory = Trajectory(task.id, sample=0)
-    prompt = protocol.prompt(task.question)
-    trajectory.append_prompt(encode(prompt), prompt)
+    prompt = framing.prompt(protocol.prompt(task.question))
+    trajectory.append_prompt(prompt.token_ids, prompt.text)
     for number, text in enumerate(texts, 1):
-        ids = encode(text)
-        reason: FinishReason = "end_of_turn" if text.endswith(END_OF_TEXT) else "stop"
+        ids = encode_markup(framing.tokenizer, text)
+        reason: FinishReason = "end_of_turn" if text.endswith((END_OF_TEXT, END_OF_MESSAGE)) else "stop"
         trajectory.append_generated(ids, text, [0.0] * len(ids), [0] * len(ids), reason)
         action = protocol.parse(Turns(texts[:number], task.question))
+        calls, pieces = [], [action.text] if isinstance(action, Say) else []
         if isinstance(action, Call):
             documents = retrieve(action.request)
             pieces = protocol.observe_results(documents)
             results = tuple(ToolResult(d.id, d.score, d.title) for d in documents)
-            call = ToolCall(action.tool, action.request, results)
-            trajectory.append_observation([i for piece in pieces for i in encode(piece)], "".join(pieces), [call])
+            calls.append(ToolCall(action.tool, action.request, results))
+        shown = show(framing, pieces, last_token_id=ids[-1], limit=_NO_LIMIT) if pieces else None
+        if shown is not None:
+            trajectory.append_observation(shown.piece.token_ids, shown.piece.text, calls)
     trajectory.outcome = "finished"
     return trajectory

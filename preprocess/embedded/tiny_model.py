@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+END_OF_MESSAGE = "<|im_end|>"
+CHAT_TOKENS = ("<|im_start|>", END_OF_MESSAGE)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,8 +59,11 @@ def train_tokenizer(texts: Iterable[str], folder: Path, vocabulary: int = 1536) 
     return loaded
 
 
-def write_model(folder: Path, vocabulary: int, seed: int, **shape: int) -> int:
-    """Write a randomly initialised tiny Qwen2 in Hugging Face format; returns its number of parameters."""
+def write_model(folder: Path, vocabulary: int, seed: int, *, ends: Sequence[int] = (), **shape: int) -> int:
+    """Write a randomly initialised tiny Qwen2 in Hugging Face format; returns its number of parameters.
+
+    ``ends`` are ids that end a turn, besides that of the end of a text.
+    """
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -84,7 +88,9 @@ def write_model(folder: Path, vocabulary: int, seed: int, **shape: int) -> int:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0, do_sample=True, temperature=1.0)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[0, *ends] if ends else 0, pad_token_id=0, do_sample=True, temperature=1.0
+    )
     disable_progress_bar()
     model.save_pretrained(str(folder))
     return sum(parameter.numel() for parameter in model.parameters())

@@ -39,6 +39,8 @@ class Caller:
     task: Task
     seen: dict[str, Document] = field(default_factory=dict)
     """Documents that the episode's calls have found so far, whole, by id; tools add to it."""
+    newest: list[str] = field(default_factory=list)
+    """Ids of what the newest search found, in its order."""
 
 
 class Tool:

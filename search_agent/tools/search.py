@@ -32,6 +32,7 @@ class Search(Tool):
         """The documents, best first; each cut to its first words where the configuration says so."""
         result = await self._retriever.search(request, self._top_k)
         caller.seen.update((document.id, document) for document in result.documents)
+        caller.newest[:] = [document.id for document in result.documents]
         if self._words is None:
             return result
         return replace(result, documents=tuple(excerpt(document, self._words) for document in result.documents))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,24 @@ from preprocess.embedded.teacher import Behaviour, Mixture, draw_traces, record_
 from preprocess.embedded.tiny_model import train_tokenizer
 from search_agent import environment
 from search_agent.protocols.base import SearchProtocol
+from search_agent.protocols.framing import Framing, make_framing
 from search_agent.retrieval.types import SearchResult
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
 from verl.rollout.interfaces import Environment, Generation
 from verl.trajectory import Trajectory
 
-STYLES: tuple[StyleName, ...] = ("autorefine", "search_r1", "research")
+STYLES: tuple[StyleName, ...] = ("autorefine", "search_r1", "research", "exsearch")
 
 
-def encode(text: str) -> list[int]:
-    """One id a byte: enough to see whose text each token is."""
-    return list(text.encode())
+class Bytes:
+    """One id a byte, and no template: enough to see whose text each token is."""
+
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode())}
+
+
+BYTES: Any = Framing("plain", Bytes())  # type: ignore[arg-type]
 
 
 class Remembered:
@@ -70,8 +75,8 @@ def trace(
 ) -> tuple[Task, Trajectory, SearchProtocol]:
     task = next(task for task in split.tasks if task.metadata["kind"] == kind)
     written = make_style(style)
-    texts = [written.write(step) for step in teach(task, split.world, behaviour, random.Random(0))]
-    return task, record_trace(task, texts, written.protocol, encode, retriever(split.world)), written.protocol
+    texts = [text for step in teach(task, split.world, behaviour, random.Random(0)) for text in written.write(step)]
+    return task, record_trace(task, texts, written.protocol, BYTES, retriever(split.world)), written.protocol
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -114,15 +119,17 @@ async def test_a_trace_has_the_ids_of_a_live_episode_that_generates_the_same(
     written = make_style(style)
     tokenizer = train_tokenizer([written.protocol.prompt(task.question) for task in split.tasks], tmp_path)
     make = environment.build(
-        environment.Config(max_turns=3, top_k=2),
+        environment.Config(max_turns=4, top_k=2, framing=written.framing),
         protocol=written.protocol,
         tokenizer=tokenizer,
         retriever=Remembered(split),
         max_context_tokens=1024,
     )
     tasks = {task.id: task for task in split.tasks}
-    traces = draw_traces([split], 40, 0, written, partial(tokenizer.encode, add_special_tokens=False))
-    assert {trace.num_turns for trace in traces} == {1, 2, 3}
+    framing = make_framing(written.framing, tokenizer, system=None, probe=written.protocol.prompt("who?"))
+    traces = draw_traces([split], 40, 0, written, framing)
+    asked = 1 if style == "exsearch" else 0  # the turn that ends the search has no answer yet
+    assert {trace.num_turns - asked for trace in traces} == {1, 2, 3}
     for recorded in traces:
         live = await run_again(recorded, make(tasks[recorded.task_id]))
         assert live.token_ids().tolist() == recorded.token_ids().tolist()
@@ -144,7 +151,7 @@ def test_the_policy_mask_covers_the_teachers_words_alone(split: Split) -> None:
 
 def test_behaviours_are_drawn_in_their_shares(split: Split) -> None:
     mixture = Mixture()
-    traces = draw_traces([split], 2000, 0, make_style("autorefine"), lambda text: [1])
+    traces = draw_traces([split], 2000, 0, make_style("autorefine"), BYTES)
     hops = {task.id: task.metadata["hops"] for task in split.tasks}
     turns = {count: Counter(t.num_turns for t in traces if hops[t.task_id] == count) for count in (1, 2)}
     for count, behaviours in ((1, {1: "recall", 2: "good"}), (2, {1: "recall", 2: "guess", 3: "good"})):
