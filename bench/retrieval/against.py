@@ -47,9 +47,9 @@ def measure(num_passages: int, seconds: float) -> tuple[Measured, Measured]:
         began = time.perf_counter()
         with start_server(corpus, log=log, index=index) as server:
             started = time.perf_counter()
-            with _peer(corpus, Path(scratch) / "announce") as peer:
+            with peer(corpus, Path(scratch) / "announce") as other:
                 ready_s = (started - began, time.perf_counter() - started)
-                sides = ((server.url, server.pid), peer)
+                sides = ((server.url, server.pid), other)
                 loads = _in_turns(sides, asked, seconds)
                 memory_mb = [_memory_mb(pid) for _, pid in sides]
     if any(one.failed for one in loads):
@@ -67,7 +67,8 @@ def _in_turns(sides: Sequence[tuple[str, int]], asked: Sequence[str], seconds: f
 
 
 @contextmanager
-def _peer(corpus: Path, announce: Path) -> Iterator[tuple[str, int]]:
+def peer(corpus: Path, announce: Path) -> Iterator[tuple[str, int]]:
+    """The published shape over the corpus, as (URL, process)."""
     command = [sys.executable, "-m", "bench.retrieval.peer", str(corpus), str(announce)]
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:

@@ -45,7 +45,7 @@ def ndcg(
     ``ideal="listed"`` takes the judged passages in the order of ``grades`` for the ideal ranking, as DeepRetrieval's
     code does: it can exceed 1.
     """
-    found = [max(0.0, grades.get(identifier, 0.0)) for identifier in _first(ranking, k)]
+    found = [grades.get(identifier, 0.0) for identifier in _first(ranking, k)]
     gains = [max(0.0, grade) for grade in grades.values()]
     _relevant(grades)  # raises where nothing is relevant
     return _dcg(found) / _dcg((sorted(gains, reverse=True) if ideal == "sorted" else gains)[:k])
@@ -120,4 +120,4 @@ def _relevant(grades: Mapping[str, float]) -> set[str]:
 
 
 def _dcg(gains: Sequence[float]) -> float:
-    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1) if gain > 0)

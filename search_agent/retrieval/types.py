@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class QueryRefused(Exception):
     """A query that the engine behind a server cannot read (open parentheses, say): its writer's fault, no outage."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One passage, as the corpus holds it, with the score that one query gave it."""
+class Document(NamedTuple):
+    """One passage, as the corpus holds it, with the score that one query gave it. A tuple: a deep ranking has
+    thousands."""
 
     id: str
     title: str

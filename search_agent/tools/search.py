@@ -41,7 +41,7 @@ class Search(Tool):
 def excerpt(document: Document, words: int) -> Document:
     """The document's first words, and its id to open it by."""
     begin = " ".join(document.text.split()[:words])
-    return replace(document, text=f"{begin} ... (id: {document.id})")
+    return document._replace(text=f"{begin} ... (id: {document.id})")
 
 
 def build(config: Config, *, retriever: Retriever, top_k: int) -> Search:

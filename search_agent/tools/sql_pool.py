@@ -23,6 +23,7 @@ Row = tuple[Any, ...]
 
 _GRACE_S = 1.0
 """From the deadline that a process keeps itself to the moment when it is killed."""
+_START_S = 60.0
 _PROGRAM = Path(__file__).with_name("sql_process.py")
 
 
@@ -165,8 +166,12 @@ class _Guarded:
                 limit=8 * config.max_bytes + 2**20,  # what JSON makes of max_bytes at most
                 env={"PATH": os.defpath},
             )
-        except OSError as error:
-            raise InfrastructureError(f"SQL: no process could be started: {error}") from error
+            assert self._process.stdout is not None
+            said = await asyncio.wait_for(self._process.stdout.readline(), _START_S)
+        except OSError as error:  # a TimeoutError too
+            raise InfrastructureError(f"SQL: no process could be started: {error!r}") from error
+        if not said:
+            raise InfrastructureError("SQL: a process ended before it was ready: raise memory_mib")
         return self._process
 
     async def stop(self) -> None:

@@ -1,9 +1,9 @@
 """One process that runs foreign SQL on SQLite files, read only, within bounds of time, memory, rows and bytes.
 
-Run by itself (``python -I sql_process.py SECONDS MEMORY_MIB``), standard library only. It reads one JSON object a line,
-``{"path", "sql", "rows", "bytes"}``, and answers each with one line: ``{"rows": [[...]], "cut": bool}``, or
-``{"error": kind, "message": text}`` with a kind of ``sql`` (the statement's own fault), ``time``, ``memory``, ``size``
-or ``database`` (the file cannot be read: nobody's statement is at fault).
+Run by itself (``python -I sql_process.py SECONDS MEMORY_MIB``), standard library only. It says ``ready``, then reads
+one JSON object a line, ``{"path", "sql", "rows", "bytes"}``, and answers each with one: ``{"rows": [[...]], "cut":
+bool}``, or ``{"error": kind, "message": text}`` with a kind of ``sql`` (the statement's own fault), ``time``,
+``memory``, ``size`` or ``database`` (the file cannot be read: nobody's statement is at fault).
 
 Why a statement can do no harm: the file is opened read only; an authorizer allows reading and calculating and denies
 the rest (ATTACH, PRAGMA, writing, loading extensions) before anything runs; SQLite's own limits bound strings,
@@ -34,6 +34,8 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 32,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
+READY = "ready"
+"""The first line: it has started."""
 _LOOK_EVERY = 20_000
 """Instructions of SQLite's machine between two looks at the clock: well under a millisecond."""
 
@@ -122,6 +124,7 @@ def main(seconds: float, memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # sorting larger than memory fails rather than fills a disk
     deadline = Deadline(seconds)
+    print(READY, flush=True)  # from here on it is the statement that takes time
     opened: tuple[str, sqlite3.Connection] | None = None
     for line in sys.stdin:
         request = json.loads(line)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -108,9 +109,21 @@ def parse_reply(reply: Any, num_queries: int) -> list[Documents | Failure]:
 
 def _documents(row: Any) -> Documents | InfrastructureError:
     try:
+        if isinstance(row, Mapping):
+            return _ranking(row["ids"], row["scores"])
         return tuple(_document(hit["document"], hit["score"]) for hit in _list(row))
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         return _not_a_reply("/retrieve", row)
+
+
+def _ranking(ids: Any, scores: Any) -> Documents:
+    """Documents of ids alone. Raises an error of some kind if the columns are none."""
+    numbers = [float(score) for score in _list(scores)]
+    if len(_list(ids)) != len(numbers) or not all(type(one) is str for one in ids):
+        raise ValueError
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError
+    return tuple(map(Document, ids, repeat(""), repeat(""), numbers))
 
 
 def _document(fields: Any, score: Any) -> Document:

@@ -53,9 +53,9 @@ class Documents:
         return self.raw(hit.doc) if hit.passage is None else hit.passage
 
     def id_of(self, hit: Hit) -> bytes:
-        """``{"id": ...}`` of the passage that was found. Raises IndexError as ``raw`` does."""
+        """The id of the passage that was found, as JSON. Raises IndexError as ``raw`` does."""
         raw = self.of(hit)  # an unescaped quote ends a string: this one ends the id, which stands first
-        return raw[: raw.index(b'","contents":') + 1] + b"}"
+        return raw[len(b'{"id":') : raw.index(b'","contents":') + 1]
 
     def contents_of(self, hit: Hit) -> str:
         """The title and text that was found."""

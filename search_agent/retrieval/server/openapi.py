@@ -15,7 +15,7 @@ FLAG: Json = {"type": ["boolean", "null"], "default": False}
 DOCUMENT: Json = {
     "type": "object",
     "required": ["id"],
-    "properties": {"id": TEXT, "contents": {"type": "string", "description": '"Title"\\ntext; not with ids_only'}},
+    "properties": {"id": TEXT, "contents": {"type": "string", "description": '"Title"\\ntext'}},
 }
 DOCUMENTS: Json = {"type": "array", "items": DOCUMENT}
 ERROR: Json = {"type": "object", "required": ["detail"], "properties": {"detail": TEXT}}
@@ -41,7 +41,9 @@ def document(bounds: Bounds, filters: Sequence[str] = ()) -> Json:
     items = {"anyOf": [TEXT, {}]}  # one that is no string fails alone
     queries = {"type": "array", "items": items, "maxItems": bounds.max_queries}
     scored = {"type": "object", "properties": {"document": DOCUMENT, "score": NUMBER}}
-    found = {"type": "array", "items": {"type": "array", "items": {"anyOf": [scored, DOCUMENT]}}}
+    whole = {"type": "array", "items": {"anyOf": [scored, DOCUMENT]}}
+    columns = _object([], ids={"type": "array", "items": TEXT}, scores={"type": "array", "items": NUMBER})
+    found = {"type": "array", "items": {"anyOf": [whole, columns]}}
     errors: Json = {"type": "object", "additionalProperties": TEXT}
     refused: Json = {"type": "array", "items": {"type": "integer"}}
     retrieved = _object(["result"], result=found, errors=errors, refused=refused)

@@ -29,13 +29,21 @@ class Answer:
 
 def retrieve(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:
     """The ``/retrieve`` reply; queries that failed have an empty list, and their reasons stand under ``errors``."""
-    show = documents.id_of if request.ids_only else documents.of
-    rows = [_hits(answer.hits, show, request.with_scores) for answer in answers]
+    if request.ids_only:
+        rows = [_columns(answer.hits, documents) for answer in answers]
+    else:
+        rows = [_hits(answer.hits, documents.of, request.with_scores) for answer in answers]
     errors = {str(number): answer.error for number, answer in enumerate(answers) if answer.error is not None}
     refused = [number for number, answer in enumerate(answers) if answer.refused]
     tail = b',"errors":' + orjson.dumps(errors) if errors else b""
     tail += b',"refused":' + orjson.dumps(refused) if refused else b""
     return b'{"result":[' + b",".join(rows) + b"]" + tail + b"}"
+
+
+def _columns(hits: Sequence[Hit], documents: Documents) -> bytes:
+    """Ids and scores as two lists: a ranking of a thousand is read in one go."""
+    ids = b",".join([documents.id_of(hit) for hit in hits])
+    return b'{"ids":[%b],"scores":%b}' % (ids, orjson.dumps([hit.score for hit in hits]))
 
 
 def batch_search(request: Request, answers: Sequence[Answer], documents: Documents) -> bytes:

@@ -2,7 +2,8 @@
 
     POST /retrieve      {"queries": [...], "topk": 3, "return_scores": true}              Search-R1, AutoRefine, ours
                         -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
-                        with "ids_only": true each document is its id alone; "options" is a flat object of filters
+                        with "ids_only": true -> {"result": [{"ids": [...], "scores": [...]}, ...]};
+                        "options" is a flat object of filters
     POST /search        {"query": "...", "top_n": 10, "return_score": false}              ReSearch, ReCall, FlashRAG
                         -> [{"id", "contents"}, ...] or [[document, ...], [score, ...]]
     POST /batch_search  the same with a list of queries and a list of each

@@ -65,6 +65,9 @@ def test_any_json_is_documents_or_a_failure(reply: Any) -> None:
         {"result": [[]], "errors": {"-1": "no"}},
         {"result": [[]], "errors": ["no"]},
         {"result": [[]], "errors": {"0": "no"}, "refused": 5},
+        {"result": [{"ids": ["1", 2], "scores": [1.0, 0.5]}]},
+        {"result": [{"ids": ["1"], "scores": [1.0, 0.5]}]},
+        {"result": [{"ids": ["1"], "scores": [float("inf")]}]},
         {"result": [[{"document": {"id": "1", "text": "t"}, "score": float("nan")}]]},
     ],
 )
