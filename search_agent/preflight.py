@@ -8,8 +8,8 @@ from search_agent.config import RunConfig
 from search_agent.manifests import address_faults
 from search_agent.model_folder import model_faults
 from search_agent.plan import gpus_needed, make_plan
-from search_agent.resources import check_disk, check_gpus, check_memory
-from search_agent.sizes import disk_gib, machine_gib
+from search_agent.resources import check_disk, check_gpus, check_memory, check_shared_memory
+from search_agent.sizes import disk_gib, machine_gib, shared_memory_gib
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib
@@ -32,14 +32,17 @@ def config_faults(config: RunConfig) -> list[str]:
 
 
 def machine_faults(config: RunConfig, path: Path) -> list[str]:
-    """What this machine lacks for the run, or refuses: GPUs, memory, room on the disk that holds ``path``."""
+    """What this machine lacks for the run: GPUs, memory, shared memory, room on the disk that holds ``path``."""
     faults = path_faults(config.cluster)
-    if config.cluster.address == "local":
+    alone = config.cluster.address == "local"
+    if alone:
         faults += check_gpus(gpus_needed(config), local_gpus())
     shape = known_shape(config)
     faults += check_disk(disk_gib(config, shape) if shape is not None else 0.0, path)
-    if shape is not None and not config.cluster.gpus_per_process:
+    if shape is not None and (alone or not config.cluster.gpus_per_process):
         faults += check_memory(machine_gib(config, shape), available_memory_gib())
+    if shape is not None and alone:
+        faults += check_shared_memory(shared_memory_gib(config, shape), config.cluster.object_store_mib / 1024)
     return faults
 
 

@@ -1,10 +1,14 @@
-"""What a run takes of this machine against what there is: GPUs, memory, disk."""
+"""What a run takes of this machine against what there is: GPUs, memory, shared memory, disk."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
+
+_RAY_INSISTS_GIB = 1e10 / 2**30
+"""An object store above this must find room in shared memory; a smaller one goes to disk where it does not."""
 
 
 def check_gpus(needed: float, present: int | None) -> list[str]:
@@ -23,7 +27,24 @@ def check_memory(needed_gib: float, available_gib: float) -> list[str]:
         return []
     return [
         f"the run takes {needed_gib:.1f} GiB of memory and {available_gib:.1f} GiB are free: lower "
-        "rollout.engine.kv_cache_gib or rollout.workers, take a smaller model, or stop other programs"
+        "rollout.engine.kv_cache_gib or rollout.workers (on GPUs learner.offload=none and "
+        "trainer.save_in_background=false take none), take a smaller model, or stop other programs"
+    ]
+
+
+def check_shared_memory(weights_gib: float, store_gib: float, folder: Path = Path("/dev/shm")) -> list[str]:
+    """A fault if shared memory cannot hold the files of weights, and a local Ray's object store where that goes there.
+
+    A container has 64 MiB of it unless it was started with more.
+    """
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    store_gib = store_gib if store_gib <= free_gib or store_gib > _RAY_INSISTS_GIB else 0.0
+    if weights_gib + store_gib <= free_gib:
+        return []
+    return [
+        f"{folder} has {free_gib:.2f} GiB free and the run puts {weights_gib + store_gib:.2f} there "
+        f"({weights_gib:.2f} of weights, {store_gib:.2f} of cluster.object_store_mib): start the container with "
+        f"--shm-size={math.ceil(weights_gib + store_gib)}g, or on GPUs write rollout.engine.weight_transfer=ipc or nccl"
     ]
 
 

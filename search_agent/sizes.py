@@ -79,11 +79,13 @@ def kv_cache_tokens(config: RunConfig, shape: ModelShape) -> int:
 
 
 def machine_gib(config: RunConfig, shape: ModelShape) -> float:
-    """What a run without GPUs takes of this machine's memory for certain: all but activations and libraries."""
+    """What a run takes of this machine's own memory for certain: all but activations, libraries and what GPUs hold."""
+    shared = config.cluster.object_store_mib / 1024 + shared_memory_gib(config, shape)
+    if config.cluster.gpus_per_process:
+        return config.cluster.learner_ranks * host_gib(config, shape) + shared
     rank = held_gib(config, shape)[0]
     engine = config.rollout.engine
     worker = (engine_weights_gib(config, shape) + kv_cache_gib(config, shape)) * engine.tensor_parallel_size
-    shared = config.cluster.object_store_mib / 1024 + shared_memory_gib(config, shape)
     return config.cluster.learner_ranks * rank + config.rollout.workers * worker + shared
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from search_agent.command import load_config
 from search_agent.config import RunConfig
 from search_agent.manifests import RECORD, check_manifest, check_retriever, read_manifests
 from search_agent.preflight import check_start, config_faults, machine_faults, transfer_faults
-from search_agent.resources import check_disk, check_gpus, check_memory
+from search_agent.resources import check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.retrieval.config import ServerConfig
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
@@ -159,6 +160,49 @@ def test_more_kv_cache_than_this_machine_has_is_refused(config: RunConfig, tmp_p
     assert "the run takes 1000000" in line
     assert "lower rollout.engine.kv_cache_gib" in line
     assert check_memory(1.0, 1.0) == []
+
+
+def free_shared_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=size) if str(path) == "/dev/shm" else usage(path)
+    )
+
+
+def test_shared_memory_too_small_for_two_versions_of_the_weights_is_refused(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_shared_memory(monkeypatch, 1 << 20)
+    (line,) = find_faults(config, tmp_path)
+    assert line.startswith("/dev/shm has 0.00 GiB free and the run puts ")
+    assert "--shm-size=1g" in line
+    joined = replace(config, cluster=replace(config.cluster, address="auto"))
+    assert machine_faults(joined, tmp_path) == []
+
+
+def test_the_quick_start_runs_in_a_container_with_the_shared_memory_it_has_by_default(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray then keeps its objects on disk."""
+    free_shared_memory(monkeypatch, 64 << 20)
+    assert find_faults(config, tmp_path) == []
+
+
+def test_rays_objects_count_where_they_go_to_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_shared_memory(monkeypatch, 7 << 30)
+    assert check_shared_memory(6.0, 1.0) == check_shared_memory(6.0, 8.0) == []
+    assert "--shm-size=8g" in check_shared_memory(6.0, 1.5)[0]
+    assert "--shm-size=16g" in check_shared_memory(6.0, 10.0)[0]  # Ray would refuse to start
+
+
+def test_host_memory_for_what_is_offloaded_is_checked_where_gpus_are_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search_agent.preflight.available_memory_gib", lambda: 40.0)
+    config = load_config(["recipe=autorefine_qwen2.5_3b", "learner.offload=all", "trainer.save_in_background=false"])
+    assert any(" GiB of memory and 40.0 GiB are free" in fault for fault in machine_faults(config, tmp_path))
+    kept = replace(config, learner=replace(config.learner, offload="none"))
+    assert not any("of memory and" in fault for fault in machine_faults(kept, tmp_path))
 
 
 @pytest.mark.parametrize("way", ["ipc", "nccl"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError
 
 
 def local_gpus(devices: Iterable[Path] | None = None, visible: str | None = None) -> int | None:
@@ -39,17 +38,3 @@ def cluster_gpus(address: str) -> float:
         return float(ray.cluster_resources().get("GPU", 0.0))
     finally:
         ray.shutdown()
-
-
-def check_shared_memory(weights_gib: float, store_gib: float, folder: Path = Path("/dev/shm")) -> None:
-    """Whether shared memory holds what a run puts there: two versions of the weights, and a local Ray's object store.
-
-    ``weights_gib`` is one version in the engine's dtype where it travels as a file, else 0. Raises UserError.
-    """
-    needed, free = 2 * weights_gib + store_gib, shutil.disk_usage(folder).free / 2**30
-    if needed > free:
-        raise UserError(
-            f"{folder} has {free:.2g} GiB free, the run needs {needed:.2g} ({store_gib:.2g} for Ray's objects, twice "
-            f"{weights_gib:.2g} for weights): start the container with --shm-size={int(needed) + 1}g, or write "
-            "rollout.engine.weight_transfer=ipc or nccl on GPUs"
-        )

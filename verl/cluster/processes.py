@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from verl.errors import UserError
@@ -64,12 +65,27 @@ def available_memory_gib() -> float:
     """Memory that processes can still take: what the kernel calls available, or less where a container allows less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) << 10
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.stat"
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        taken = dict(line.split() for line in used.read_text().splitlines())
-        free = min(free, int(text) - int(taken["anon"]) - int(taken["shmem"]))  # cached files give way
-    return free / 2**30
+    return min([free, *left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())]) / 2**30
+
+
+def left_by_groups(root: Path, own: str) -> Iterator[int]:
+    """Bytes that this process's control groups still allow, each that has a limit: its own, and those around it.
+
+    ``root`` is where they are mounted, ``own`` is ``/proc/self/cgroup``: both versions of the kernel's interface.
+    """
+    for line in own.splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        base, limit = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        group = base / path.lstrip("/")  # seen from a container it may not be there, and the root is the container's
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base) and (folder / limit).exists():
+                allowed = (folder / limit).read_text().strip()
+                taken = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                parts = ("total_rss", "total_shmem") if kinds else ("anon", "shmem")  # cached files give way
+                if allowed != "max":
+                    yield int(allowed) - sum(int(taken[part]) for part in parts)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -11,7 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from verl.cluster.processes import available_cores, free_port, tail, thread_environment
+from verl.cluster.processes import (
+    available_cores,
+    available_memory_gib,
+    free_port,
+    left_by_groups,
+    tail,
+    thread_environment,
+)
 from verl.errors import UserError
 
 
@@ -24,6 +31,32 @@ def test_every_library_is_held_to_the_same_number_of_threads() -> None:
 
 def test_cores_are_at_least_one_and_at_most_the_machines() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def write_group(folder: Path, limit: str, allowed: str, stat: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / limit).write_text(f"{allowed}\n")
+    (folder / "memory.stat").write_text(stat)
+
+
+def test_the_tightest_control_group_around_a_process_bounds_its_memory(tmp_path: Path) -> None:
+    stat = "anon 30\nfile 500\nshmem 3\n"
+    write_group(tmp_path / "job", "memory.max", "1000", stat)
+    write_group(tmp_path / "job/step", "memory.max", "max", stat)
+    write_group(tmp_path / "job/step/task", "memory.max", "2000", stat)
+    write_group(tmp_path / "other", "memory.max", "1", stat)
+    assert list(left_by_groups(tmp_path, "0::/job/step/task\n")) == [1967, 967]
+
+
+def test_the_older_interface_of_control_groups_bounds_memory_too(tmp_path: Path) -> None:
+    stat = "rss 1\nshmem 1\ntotal_rss 30\ntotal_cache 500\ntotal_shmem 3\n"
+    write_group(tmp_path / "memory", "memory.limit_in_bytes", "1000", stat)
+    own = "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n"  # a path of the host, which is not there
+    assert list(left_by_groups(tmp_path, own)) == [967]
+
+
+def test_this_machine_says_how_much_memory_is_left() -> None:
+    assert 0 < available_memory_gib() < 2**20
 
 
 def test_a_free_port_can_be_listened_on() -> None:
