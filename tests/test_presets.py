@@ -80,6 +80,18 @@ def test_published_numbers_of_search_r1_with_ppo() -> None:
         assert config.learner.critic.loss.clip == 0.5
 
 
+def test_published_numbers_of_exsearch() -> None:
+    for name in ("qwen2.5_7b", "llama3.1_8b", "mistral_24b"):
+        config = recipe(f"exsearch_{name}_instruct")
+        assert (config.trainer.advantage.name, config.trainer.loss.name) == ("softmax", "weighted_nll")
+        assert (config.trainer.steps, config.warmup.epochs) == (4, 2)
+        assert config.warmup.optimizer.learning_rate == config.trainer.optimizer.learning_rate == 2e-6
+        # Batches of 256 trajectories, and of 64 in the warm-up.
+        episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt
+        assert (episodes // config.learner.updates_per_batch, config.warmup.sequences_per_step) == (256, 64)
+        assert (config.rollout.temperature, config.rollout.top_p, config.environment.config.top_k) == (0.8, 0.95, 3)
+
+
 def test_a_preset_for_one_node_becomes_one_for_four() -> None:
     config = recipe("research_qwen2.5_7b", "hardware=gpu32")
     plan = make_plan(config, shape(config))

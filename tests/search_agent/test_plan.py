@@ -27,6 +27,9 @@ def problems(shape: ModelShape, *overrides: str) -> list[str]:
 def test_parameters_of_a_known_model_are_the_published_ones() -> None:
     assert read_shape("Qwen/Qwen2.5-3B").parameters == 3_085_938_688
     assert read_shape("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    # These have no biases, which a shape counts; Mistral's heads are narrower than its hidden width says.
+    assert read_shape("meta-llama/Llama-3.1-8B-Instruct").parameters == pytest.approx(8_030_261_248, rel=1e-4)
+    assert read_shape("mistralai/Mistral-Small-24B-Instruct-2501").parameters == pytest.approx(23_572_403_200, rel=1e-4)
 
 
 def test_what_is_held_between_steps_is_sharded_over_ranks() -> None:

@@ -1,7 +1,7 @@
 """The sizes of a causal language model that a plan needs, from its ``config.json`` or, for known hub names, from here.
 
-A plan must be possible on a machine that can reach no hub, so the published sizes of the Qwen2.5 family, which the
-recipes use, are written down (their ``config.json`` on the hub says the same).
+A plan must be possible on a machine that can reach no hub, so the published sizes of the models that the recipes use
+are written down (their ``config.json`` on the hub says the same).
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ class ModelShape:
     vocabulary: int
     tied: bool
     max_positions: int = 32768
+    head_dim: int | None = None
+    """Width of one attention head; None where the heads share the hidden width."""
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden // self.heads
+        return self.head_dim or self.hidden // self.heads
 
     @property
     def layer_parameters(self) -> int:
         """Parameters of one layer: attention with biases on q, k and v (Qwen2), gated MLP, two norms."""
-        kv = self.kv_heads * self.head_size
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv + self.hidden + 2 * kv
+        width, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = 2 * self.hidden * width + 2 * self.hidden * kv + width + 2 * kv
         return attention + 3 * self.hidden * self.ffn + 2 * self.hidden
 
     @property
@@ -58,6 +60,12 @@ _QWEN25 = {
     "32B": ModelShape(5120, 64, 40, 8, 27648, 152064, False),
     "72B": ModelShape(8192, 80, 64, 8, 29568, 152064, False),
 }
+_OTHERS = {
+    "meta-llama/Llama-3.1-8B": ModelShape(4096, 32, 32, 8, 14336, 128256, False, 131072),
+    "mistralai/Mistral-Small-24B-Base-2501": ModelShape(5120, 40, 32, 8, 32768, 131072, False, 32768, head_dim=128),
+}
+_OTHERS["meta-llama/Llama-3.1-8B-Instruct"] = _OTHERS["meta-llama/Llama-3.1-8B"]
+_OTHERS["mistralai/Mistral-Small-24B-Instruct-2501"] = _OTHERS["mistralai/Mistral-Small-24B-Base-2501"]
 
 
 # The tiny model of the embedded world, which may not have been made yet.
@@ -69,6 +77,8 @@ def read_shape(model: str) -> ModelShape:
     path = Path(model) / "config.json"
     if path.exists():
         return _from_config(path)
+    if model in _OTHERS:
+        return _OTHERS[model]
     if is_known(model):
         return _QWEN25[model.removeprefix("Qwen/Qwen2.5-").removeprefix("Coder-").removesuffix("-Instruct")]
     raise UserError(
@@ -79,7 +89,7 @@ def read_shape(model: str) -> ModelShape:
 def is_known(model: str) -> bool:
     """Whether this is a hub name whose shape is written down here."""
     names = [f"Qwen/Qwen2.5-{kind}{size}" for kind in ("", "Coder-") for size in _QWEN25]
-    return any(model in (name, f"{name}-Instruct") for name in names)
+    return model in _OTHERS or any(model in (name, f"{name}-Instruct") for name in names)
 
 
 def _from_config(path: Path) -> ModelShape:
@@ -94,6 +104,7 @@ def _from_config(path: Path) -> ModelShape:
             vocabulary=config["vocab_size"],
             tied=config.get("tie_word_embeddings", False),
             max_positions=config.get("max_position_embeddings", 32768),
+            head_dim=config.get("head_dim"),
         )
     except KeyError as error:
         raise UserError(f"{path} has no {error}: it is not a causal language model of a supported kind") from error

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from search_agent.protocols import autorefine as protocol_module
-from search_agent.rewards import autorefine, em, f1
+from search_agent.rewards import autorefine, cover, em, f1
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.trajectory import ToolCall, ToolResult, Trajectory
@@ -105,6 +105,7 @@ def test_every_reward_reports_the_same_parts(module: Any) -> None:
 def test_plain_rewards_are_the_measure() -> None:
     assert em.build(em.Config(), PROTOCOL)(TASK, episode("The Mara Ellwood.")).reward == 1
     assert f1.build(f1.Config(), PROTOCOL)(TASK, episode("mara")).reward == pytest.approx(2 / 3)
+    assert cover.build(cover.Config(), PROTOCOL)(TASK, episode("it is Mara Ellwood's")).reward == 1
 
 
 def test_a_task_without_golden_answer_names_itself() -> None:
