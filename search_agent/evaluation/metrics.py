@@ -62,13 +62,6 @@ def hit(ranking: Iterable[str], grades: Mapping[str, float], k: int) -> float:
     return float(not _relevant(grades).isdisjoint(_first(ranking, k)))
 
 
-def reciprocal_rank(ranking: Iterable[str], grades: Mapping[str, float], k: int | None = None) -> float:
-    """1 / rank of the first relevant passage, 0 if there is none (among the first ``k``); its mean is MRR."""
-    relevant = _relevant(grades)
-    ranks = (rank for rank, identifier in enumerate(_first(ranking, k), start=1) if identifier in relevant)
-    return 1 / rank if (rank := next(ranks, None)) else 0.0
-
-
 def first_answer_rank(passages: Iterable[str], golds: Sequence[str]) -> int | None:
     """Rank, from 1, of the first passage that holds an accepted answer; None if none does.
 
@@ -106,8 +99,8 @@ def _row(words: Sequence[str]) -> str:
     return "\0" + "\0".join(words) + "\0"
 
 
-def _first(ranking: Iterable[str], k: int | None) -> list[str]:
-    if k is not None and k < 1:
+def _first(ranking: Iterable[str], k: int) -> list[str]:
+    if k < 1:
         raise ValueError(f"k is {k}: the first passages that count number at least 1")
     return list(dict.fromkeys(ranking))[:k]
 

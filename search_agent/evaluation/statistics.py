@@ -3,7 +3,7 @@
 Which to use: ``wilson`` for a share of right answers; ``bootstrap`` for the mean of any other per-question number;
 ``paired_bootstrap`` for the difference of two systems on the same questions, ``mcnemar`` for right and wrong answers
 there; ``mean_t`` for a few runs (seeds); ``pass_at_k`` and ``majority_at_k`` for several samples of a question.
-All intervals are two-sided, 95 % by default. Non-finite input is an error, never a silent NaN.
+All intervals are two-sided, 95 %. Non-finite input is an error, never a silent NaN.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+_UPPER = 0.975
+"""The upper end of a two-sided 95 % interval, as a quantile."""
 _RESAMPLES_AT_ONCE = 2**22
 """Random indices drawn in one go (32 MB), so that memory does not grow with the data."""
 
@@ -34,7 +36,7 @@ class Interval:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int) -> Interval:
     """Share ``successes / n`` with the score interval of Wilson (1927), without continuity correction.
 
     Where several samples of a question were drawn, each counts as the mean over its samples, which varies less than one
@@ -46,7 +48,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError(
             f"{successes} successes of {n}: there must be at least one trial, and no more successes than n"
         )
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(_UPPER)
     share, weight = successes / n, z * z / n
     centre = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
@@ -56,18 +58,11 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(share, low, high, n)
 
 
-def bootstrap(
-    values: Sequence[float] | npt.NDArray[np.floating],
-    *,
-    seed: int,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> Interval:
+def bootstrap(values: Sequence[float] | npt.NDArray[np.floating], *, seed: int, resamples: int = 10_000) -> Interval:
     """Mean with the percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13). Same seed, same interval."""
     data = _finite(values)
     means = _resampled_means(data, np.random.default_rng(seed), resamples)
-    tail = 50 * (1 - _checked(confidence))
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.quantile(means, [1 - _UPPER, _UPPER])
     return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
@@ -77,22 +72,21 @@ def paired_bootstrap(
     *,
     seed: int,
     resamples: int = 10_000,
-    confidence: float = 0.95,
 ) -> Interval:
     """Mean of ``after - before`` per question, questions resampled as pairs. Raises ValueError if lengths differ."""
     if len(before) != len(after):
         raise ValueError(f"paired data of different lengths: {len(before)} and {len(after)}")
-    return bootstrap(_finite(after) - _finite(before), seed=seed, resamples=resamples, confidence=confidence)
+    return bootstrap(_finite(after) - _finite(before), seed=seed, resamples=resamples)
 
 
-def mean_t(values: Sequence[float] | npt.NDArray[np.floating], confidence: float = 0.95) -> Interval:
+def mean_t(values: Sequence[float] | npt.NDArray[np.floating]) -> Interval:
     """Mean with Student's t interval, for a handful of runs. Raises ValueError for fewer than two."""
     from scipy.stats import t  # slow to import, and needed only here
 
     data = _finite(values)
     if len(data) < 2:
         raise ValueError("an interval over runs needs at least two of them")
-    half = t.ppf(0.5 + _checked(confidence) / 2, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data))
+    half = t.ppf(_UPPER, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data))
     return Interval(float(data.mean()), float(data.mean() - half), float(data.mean() + half), len(data))
 
 
@@ -148,9 +142,3 @@ def _finite(values: Sequence[float] | npt.NDArray[np.floating]) -> npt.NDArray[n
     if data.ndim != 1 or len(data) == 0 or not np.isfinite(data).all():
         raise ValueError("statistics need a non-empty row of finite numbers")
     return data
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}: write a number between 0 and 1, such as 0.95")
-    return confidence

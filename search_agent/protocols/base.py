@@ -104,18 +104,18 @@ def closing_action(text: str, tags: Sequence[str]) -> tuple[str, int, int] | Non
     return (tag, begin, begin + len(f"</{tag}>")) if begin >= 0 else None
 
 
-def parse_action(text: str, tools: Sequence[str] = ("search",), answer: str = "answer") -> Action:
+def parse_action(text: str, tools: Sequence[str] = ("search",)) -> Action:
     """Read one turn: the innermost block of the action tag that closes first. A tool's tag is its name."""
-    closing = closing_action(text, (*tools, answer))
+    closing = closing_action(text, (*tools, "answer"))
     if closing is None:
         first = ", ".join(f"<{tool}>" for tool in tools)
-        return Invalid(f"neither {first} nor <{answer}> is closed")
+        return Invalid(f"neither {first} nor <answer> is closed")
     tag, end, _ = closing
     begin = text.rfind(f"<{tag}>", 0, end)
     if begin < 0:
         return Invalid(f"</{tag}> without <{tag}>")
     content = text[begin + len(f"<{tag}>") : end].strip()
-    if tag == answer:
+    if tag == "answer":
         return Answer(content)
     return Call(tag, content) if content else Invalid(_EMPTY.get(tag, "the request is empty"))
 

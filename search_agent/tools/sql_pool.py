@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,8 +184,3 @@ class _Guarded:
 
 def _value(value: Any) -> Any:
     return bytes.fromhex(value["blob"]) if isinstance(value, dict) else value
-
-
-def rows_of(rows: Sequence[Sequence[Any]]) -> SqlRows:
-    """A result made by hand, for comparison."""
-    return SqlRows(tuple(map(tuple, rows)), cut=False)

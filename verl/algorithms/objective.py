@@ -43,18 +43,13 @@ class Objective(NamedTuple):
     """Detached scalars, each already divided by a global total; add them over micro-batches and ranks."""
 
 
-def get_loss(config: LossConfig) -> Loss:
-    """The loss that ``config.name`` names."""
-    return LOSSES[config.name]
-
-
 def policy_objective(tokens: PolicyTokens, totals: Totals, config: LossConfig) -> Objective:
     """Sum of weights x (correction x token loss + kl_coefficient KL - entropy_coefficient entropy + guard).
 
     An empty micro-batch (n = 0) gives 0. Raises ValueError if a tensor that the configuration needs is None.
     """
     weights = token_weights(tokens.sequence, totals, config, dtype=tokens.logprobs.dtype)
-    values, marks = get_loss(config)(tokens, totals, config)
+    values, marks = LOSSES[config.name](tokens, totals, config)
     marks = marks | batch_marks(tokens)
     marks["kl_old"] = kl_estimate(tokens.old_logprobs.detach(), tokens.logprobs.detach(), "k3")
     corrected, extra = _corrected(values, tokens, config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,21 +131,13 @@ def from_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def config_hash(resolved: Mapping[str, Any], ignore: Iterable[str] = ()) -> str:
-    """12 hexadecimal digits that two configurations share exactly if they are equal but for the dotted keys ``ignore``.
+def config_hash(resolved: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that two configurations share exactly if they are equal.
 
     The order of keys does not matter; 1 and 1.0 differ.
     """
-    kept = _without(resolved, "", frozenset(ignore))
-    text = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(resolved, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _without(data: Any, path: str, ignore: frozenset[str]) -> Any:
-    if not isinstance(data, Mapping):
-        return data
-    named = {key: f"{path}.{key}" if path else str(key) for key in data}
-    return {key: _without(value, named[key], ignore) for key, value in data.items() if named[key] not in ignore}
 
 
 def _for_hydra(override: Override, config_dir: Path) -> str:

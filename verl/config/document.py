@@ -56,12 +56,12 @@ def field_docs(cls: type) -> dict[str, str]:
     return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
-def help_text(cls: type, path: str = "", width: int = 110) -> str:
+def help_text(cls: type, path: str = "") -> str:
     """All keys, one a line with default and type, and the first sentence of what each means under it."""
     lines: list[str] = []
     for key in keys(cls, path):
         lines.append(f"{key.path}={key.default}  ({key.type})")
-        lines += textwrap.wrap(first_sentence(key.doc), width, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(first_sentence(key.doc), 110, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

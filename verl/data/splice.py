@@ -10,10 +10,8 @@ from verl.data.samples import TrainingSample
 from verl.trajectory import IntArray
 
 
-def splice(
-    context: IntArray | Sequence[int], continuation: IntArray | Sequence[int], weight: float = 0.0
-) -> TrainingSample:
-    """``context`` and then ``continuation``, whose tokens alone count, with that credit: ``[context + continuation]``.
+def splice(context: IntArray | Sequence[int], continuation: IntArray | Sequence[int]) -> TrainingSample:
+    """``context`` and then ``continuation``, whose tokens alone count, without credit: ``[context + continuation]``.
 
     Raises ValueError where either is empty: nothing would be asked, or nothing could predict it.
     """
@@ -21,9 +19,8 @@ def splice(
         raise ValueError(f"{len(context)} tokens of context, {len(continuation)} of continuation: both need some")
     tokens = np.concatenate([context, continuation]).astype(np.int32)
     mask = np.arange(len(tokens)) >= len(context)
-    return TrainingSample(
-        tokens, mask, np.where(mask, np.float32(weight), np.float32(0)), np.zeros(len(tokens), np.float32)
-    )
+    nothing = np.zeros(len(tokens), np.float32)
+    return TrainingSample(tokens, mask, nothing, nothing)
 
 
 def mismatched(samples: Sequence[TrainingSample], longest: int) -> list[TrainingSample]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from verl.algorithms.control_config import AlarmConfig
 from verl.trainer.state import LoopState
@@ -31,20 +31,17 @@ class Signal:
     """Steps in a row beyond the bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class AlarmState:
-    """Signals by metric name; empty at the start of a run."""
-
-    signals: Mapping[str, Signal] = field(default_factory=dict)
+Signals = Mapping[str, Signal]
+"""By metric name; empty at the start of a run."""
 
 
-def observe(state: AlarmState, metrics: Mapping[str, float], config: AlarmConfig) -> tuple[AlarmState, dict[str, str]]:
-    """The next state, and by metric name the message of each alarm that sounds.
+def observe(before: Signals, metrics: Mapping[str, float], config: AlarmConfig) -> tuple[Signals, dict[str, str]]:
+    """The next signals, and by metric name the message of each alarm that sounds.
 
     Reads ``good_logprob``, ``entropy``, ``kl_old``, ``kl_reference`` (as ``marks.final_metrics`` names them) and
     ``uniform_groups``.
     """
-    signals = dict(state.signals)
+    signals = dict(before)
     alarms: dict[str, str] = {}
     for name in ("good_logprob", "entropy", "kl_old", "kl_reference", "uniform_groups"):
         if name not in metrics:
@@ -55,7 +52,7 @@ def observe(state: AlarmState, metrics: Mapping[str, float], config: AlarmConfig
         signals[name] = signal
         if signal.beyond_steps >= config.patience_steps:
             alarms[name] = f"{complaint} for {signal.beyond_steps} steps"
-    return AlarmState(signals), alarms
+    return signals, alarms
 
 
 def _smooth(past: Signal | None, value: float, config: AlarmConfig) -> Signal:
@@ -84,16 +81,10 @@ def _complaint(name: str, signal: Signal, config: AlarmConfig) -> str:
 
 def watch(metrics: Mapping[str, float], state: LoopState, config: AlarmConfig) -> dict[str, float]:
     """``alarm/<signal>`` = 1 for each alarm that sounds at this step; ``state.alarms`` moves on."""
-    before = AlarmState(
-        {
-            name: Signal(signal["mean"], signal["best"], int(signal["beyond_steps"]))
-            for name, signal in state.alarms.items()
-        }
-    )
-    after, sounding = observe(before, metrics, config)
-    state.alarms = {name: asdict(signal) for name, signal in after.signals.items()}
+    after, sounding = observe({name: Signal(**kept) for name, kept in state.alarms.items()}, metrics, config)
+    state.alarms = {name: asdict(signal) for name, signal in after.items()}
     for name, message in sounding.items():
-        if after.signals[name].beyond_steps == config.patience_steps:
+        if after[name].beyond_steps == config.patience_steps:
             log.warning("warning: step %d: %s", state.step + 1, message)
     calls = round(metrics.get("calls", 0.0) * metrics.get("n", 0.0))
     if calls >= MIN_CALLS and metrics["empty_calls"] == 1.0:

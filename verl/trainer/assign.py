@@ -10,7 +10,7 @@ import torch
 
 from verl.algorithms.advantages import group_advantages
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.kl_reward import next_coefficient
+from verl.algorithms.penalties import next_coefficient
 from verl.cluster.learners import LearnerGroup
 from verl.data.samples import TrainingSample
 from verl.rollout.groups import Group

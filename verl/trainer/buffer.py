@@ -66,10 +66,6 @@ class GroupBuffer(Generic[Item]):
         """Whether a step's groups can be taken now."""
         return bool(self._plan()[0])
 
-    def waiting_for(self) -> list[int]:
-        """The running groups that hold up the next step: some of them must finish first. Empty when ``ready``."""
-        return self._plan()[1]
-
     def take(self) -> list[tuple[int, Item]]:
         """Remove and return one step's groups, ordered by number. Raises RuntimeError unless ``ready``."""
         chosen, missing = self._plan()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group, GroupRequest
 from verl.trainer.config import DecodingConfig, EvaluationConfig
 from verl.trainer.run_folder import RunFolder
-from verl.trainer.summary import abort_reasons
 
 Describe = Callable[[Sequence[Group]], dict[str, Any]]
 """Turns the groups of an evaluation into what ``summary.json`` says of it: numbers, and how sure they are."""
@@ -68,6 +68,7 @@ def check_alive(groups: Sequence[Group]) -> None:
     """Raises InfrastructureError, with the commonest reason, if infrastructure ended every episode."""
     if any(group.usable for group in groups):
         return
-    reasons = sorted(abort_reasons(groups).items(), key=lambda item: -item[1])
-    first = f"{reasons[0][0]} ({reasons[0][1]} episodes)" if reasons else "no episode was played"
+    reasons = Counter(trajectory.reason for group in groups for trajectory in group.trajectories)
+    told = [f"{reason} ({count} episodes)" for reason, count in reasons.most_common(1)]
+    first = told[0] if told else "no episode was played"
     raise InfrastructureError(f"every episode was aborted: {first}; mend it and run the same command to go on")

@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling: more tasks for a step whose groups do not say enough, within a bound.
+"""DAPO's dynamic sampling (Yu et al. 2025): more tasks for a step whose groups do not say enough, within a bound.
 
 Refills are not part of the group buffer: they are asked for when a step is about to be trained, with the newest
 weights, and waited for. Their tasks come from an order of their own and their numbers lie behind those of all steps, so
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from verl.algorithms.dapo import sampling_decision
 from verl.cluster.pool import RolloutPool
 from verl.data.order import EpochOrder
 from verl.data.tasks import Task
@@ -48,7 +47,7 @@ class Refill:
             return groups, {}
         found, rounds, first = list(groups), 0, len(groups)
         useful = self._useful(found)
-        while sampling_decision(useful, wanted, rounds, config) == "refill":
+        while useful < wanted and rounds < config.max_refills:
             more = await self._play(step * config.max_refills + rounds, wanted - useful)
             useful += self._useful(more)
             found += more

@@ -12,7 +12,7 @@ from torch import Tensor
 from verl.algorithms.advantages import differs
 from verl.algorithms.config import AdvantageConfig, TurnCreditConfig
 from verl.algorithms.control_config import OverlongConfig
-from verl.algorithms.dapo import overlong_penalty
+from verl.algorithms.penalties import overlong_penalty
 from verl.algorithms.turn_credit import turn_advantages
 from verl.errors import UserError
 from verl.rollout.groups import Group

@@ -35,7 +35,7 @@ class LoopState:
     """Wall time by stage over all starts of the run."""
     kl_coefficient: float | None = None
     """Where the adaptive coefficient of the KL in the reward stands; None before the first step."""
-    alarms: dict[str, dict[str, float]] = field(default_factory=dict)
+    alarms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The collapse alarms' signals, by metric."""
     aborted: int = 0
     """Training episodes that infrastructure ended."""

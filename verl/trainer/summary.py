@@ -54,13 +54,3 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
     result["calls"] = len(calls) / len(usable)
     result["empty_calls"] = sum(not (call.results or call.facts) for call in calls) / max(1, len(calls))
     return result
-
-
-def abort_reasons(groups: Sequence[Group]) -> dict[str, int]:
-    """How often each reason ended an episode as aborted."""
-    reasons: dict[str, int] = {}
-    for group in groups:
-        for trajectory in group.trajectories:
-            if trajectory.outcome == "aborted":
-                reasons[trajectory.reason] = reasons.get(trajectory.reason, 0) + 1
-    return reasons

@@ -13,7 +13,6 @@ from search_agent.evaluation.metrics import (
     hit,
     ndcg,
     recall,
-    reciprocal_rank,
     score_answer,
 )
 from search_agent.rewards.text import cover_match, exact_match, f1
@@ -90,23 +89,21 @@ def test_ndcg_is_the_closed_form(ranking: list[str], grades: dict[str, float], k
     assert ndcg(ranking, grades, k) == pytest.approx(expected, abs=1e-12)
 
 
-def test_recall_hit_and_reciprocal_rank() -> None:
+def test_recall_and_hit() -> None:
     grades = {"c": 1, "d": 2, "x": 1, "a": 0}
     assert recall(RANKING, grades, 3) == pytest.approx(1 / 3)
     assert recall(RANKING, grades, 4) == pytest.approx(2 / 3)
     assert (hit(RANKING, grades, 2), hit(RANKING, grades, 3)) == (0, 1)
-    assert reciprocal_rank(RANKING, grades) == pytest.approx(1 / 3)
-    assert reciprocal_rank(RANKING, grades, 2) == 0
     assert recall(["d", "d", "c"], grades, 2) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("measure", [ndcg, recall, hit, reciprocal_rank])
+@pytest.mark.parametrize("measure", [ndcg, recall, hit])
 def test_a_ranking_without_relevant_passages_has_no_score(measure: object) -> None:
     with pytest.raises(ValueError, match="no passage is judged relevant"):
         measure(RANKING, {"a": 0}, 10)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("measure", [ndcg, recall, hit, reciprocal_rank])
+@pytest.mark.parametrize("measure", [ndcg, recall, hit])
 def test_a_cut_below_one_is_an_error(measure: object) -> None:
     with pytest.raises(ValueError, match="k is 0"):
         measure(RANKING, {"a": 1}, 0)  # type: ignore[operator]
@@ -126,7 +123,7 @@ def test_rankings_score_within_bounds_and_the_ideal_one_scores_one(
     ideal = sorted(grades, key=lambda identifier: -grades[identifier])
     assert 0 <= ndcg(ranking, grades, k) <= 1 + 1e-12
     assert ndcg(ideal, grades, k) == pytest.approx(1)
-    assert hit(ranking, grades, k) == (recall(ranking, grades, k) > 0) == (reciprocal_rank(ranking, grades, k) > 0)
+    assert hit(ranking, grades, k) == (recall(ranking, grades, k) > 0)
 
 
 @pytest.mark.parametrize(

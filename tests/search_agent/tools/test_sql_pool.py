@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from search_agent.tools.sql_pool import SqlConfig, SqlFailure, SqlPool, SqlRows, rows_of, same_rows
+from search_agent.tools.sql_pool import SqlConfig, SqlFailure, SqlPool, SqlRows, same_rows
 from verl.errors import InfrastructureError, UserError
 
 
@@ -139,6 +139,10 @@ async def test_statements_of_any_text_end_as_rows_or_as_a_failure(pool: SqlPool,
     draw()
     for statement in statements:
         await holds(statement)
+
+
+def rows_of(rows: list[tuple[object, ...]]) -> SqlRows:
+    return SqlRows(tuple(rows), cut=False)
 
 
 def test_rows_are_compared_as_a_multiset_or_as_published_as_a_set() -> None:

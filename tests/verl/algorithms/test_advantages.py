@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl.algorithms.advantages import group_advantages
+from verl.algorithms.advantages import differs, group_advantages
 from verl.algorithms.config import AdvantageConfig, AdvantageName
 
 # Group 7: (1, 0, 0.5, 0.5), mean 0.5, unbiased deviation sqrt(1/6). Group 2: (3, 1), mean 2, deviation sqrt 2.
@@ -220,3 +220,18 @@ def test_grpo_centres_kl_and_divides_rewards_alone() -> None:
     kl = torch.tensor([-0.1, -0.3], dtype=torch.float64)
     result = group_advantages(torch.tensor([1.0, 0.0]).double(), torch.tensor([0, 0]), AdvantageConfig(), added=kl)
     assert result.tolist() == pytest.approx([2**-0.5 + 0.1, -(2**-0.5) - 0.1], rel=1e-5)
+
+
+def test_only_groups_whose_rewards_differ_are_informative() -> None:
+    rewards, groups = torch.tensor([1.0, 0.1, 0.0, 0.1, 0.1, 1.0]), torch.tensor([5, 3, 5, 3, 3, 8])
+    assert differs(rewards, groups).tolist() == [True, False, True, False, False, False]
+    assert differs(rewards[:0], groups[:0]).tolist() == []
+
+
+def test_what_is_dropped_had_no_gradient_anyway() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rewards = torch.randint(0, 2, (64,), generator=generator).float()
+    groups = torch.arange(16).repeat(4)
+    dropped = ~differs(rewards, groups)
+    assert dropped.any()
+    assert not group_advantages(rewards, groups, AdvantageConfig("grpo"))[dropped].any()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from verl.algorithms.config import Aggregation, CorrectionConfig, GuardConfig, LossConfig, LossName
-from verl.algorithms.objective import LOSSES, get_loss, policy_objective
+from verl.algorithms.losses import sapo
+from verl.algorithms.objective import LOSSES, policy_objective
 from verl.algorithms.tokens import PolicyTokens, Totals, policy_spans
 
 NAMES: tuple[LossName, ...] = get_args(LossName)
@@ -159,4 +160,4 @@ def test_a_missing_tensor_is_named(make_tokens: Callable[..., PolicyTokens], con
 
 def test_every_name_has_a_loss() -> None:
     assert set(LOSSES) == set(NAMES)
-    assert get_loss(LossConfig(name="sapo")) is LOSSES["sapo"]
+    assert LOSSES["sapo"] is sapo

@@ -108,13 +108,10 @@ def test_yaml_keeps_the_order_of_keys() -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers() | st.text(max_size=3), min_size=2))
-def test_the_hash_does_not_depend_on_order_and_ignores_what_it_is_told(data: dict[str, int | str]) -> None:
+def test_the_hash_depends_on_values_and_not_on_their_order(data: dict[str, int | str]) -> None:
     backwards = dict(reversed(list(data.items())))
     assert config_hash({"x": data}) == config_hash({"x": backwards})
     first = next(iter(data))
-    assert config_hash({"x": data}, ignore=[f"x.{first}"]) == config_hash(
-        {"x": {**data, first: "other"}}, ignore=[f"x.{first}"]
-    )
     assert config_hash({"x": data}) != config_hash({"x": {**data, first: "another value"}})
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 import pytest
 
 from verl.algorithms.control_config import AlarmConfig
-from verl.trainer.alarms import AlarmState, observe
+from verl.trainer.alarms import Signals, observe
 
 CONFIG = AlarmConfig(smoothing=0.5, patience_steps=3)
 
 
 def sounded(steps: Iterable[dict[str, float]], config: AlarmConfig = CONFIG) -> list[dict[str, str]]:
-    state, heard = AlarmState(), []
+    state: Signals = {}
+    heard = []
     for metrics in steps:
         state, alarms = observe(state, metrics, config)
         heard.append(alarms)
@@ -50,18 +51,18 @@ def test_likelihood_that_only_rises_never_sounds() -> None:
 
 
 def test_an_absent_signal_keeps_its_state() -> None:
-    state, _ = observe(AlarmState(), {"entropy": 0.0}, CONFIG)
+    state, _ = observe({}, {"entropy": 0.0}, CONFIG)
     after, alarms = observe(state, {"kl_old": 0.0}, CONFIG)
-    assert after.signals["entropy"] == state.signals["entropy"]
+    assert after["entropy"] == state["entropy"]
     assert alarms == {}
 
 
 def test_a_run_cut_in_two_hears_the_same() -> None:
     steps = [{"kl_old": 0.1 * step} for step in range(20)]
-    state = AlarmState()
+    state: Signals = {}
     for metrics in steps[:9]:
         state, _ = observe(state, metrics, CONFIG)
-    resumed = AlarmState(dict(state.signals))
+    resumed: Signals = dict(state)
     for metrics in steps[9:]:
         resumed, alarms = observe(resumed, metrics, CONFIG)
     assert alarms == sounded(steps)[-1]

@@ -58,6 +58,12 @@ async def test_it_gives_up_after_the_last_round_and_counts_what_is_lacking() -> 
     assert len(groups) == 10, "what was played is counted and kept, trained on or not"
 
 
+async def test_a_step_with_enough_groups_is_not_refilled() -> None:
+    pool, enough = FakePool(), [played(n, TASKS[n], 1.0, 0.0) for n in range(4)]
+    assert (await refill(pool).complete(enough, 0))[0] == enough
+    assert not pool.requests
+
+
 async def test_rounds_of_all_steps_have_numbers_and_seeds_of_their_own() -> None:
     pool = FakePool(always=False)
     for step in range(10):

@@ -1,11 +1,24 @@
-"""The controller of the coefficient of KL in the reward."""
+"""What is taken off a reward: for length, and for KL with a coefficient that is controlled."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from verl.algorithms.control_config import KlRewardConfig
-from verl.algorithms.kl_reward import next_coefficient
+from verl.algorithms.control_config import KlRewardConfig, OverlongConfig
+from verl.algorithms.penalties import next_coefficient, overlong_penalty
+
+
+def test_the_overlong_penalty_grows_over_the_buffer() -> None:
+    lengths = torch.tensor([10, 80, 90, 95, 100, 140])
+    penalty = overlong_penalty(lengths, 100, OverlongConfig(buffer_tokens=20, penalty=2.0))
+    assert penalty.tolist() == pytest.approx([0, 0, -1.0, -1.5, -2.0, -2.0])
+    assert overlong_penalty(lengths, 100, OverlongConfig()).tolist() == [0.0] * 6
+
+
+def test_a_buffer_longer_than_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="above the limit of 10"):
+        overlong_penalty(torch.tensor([1]), 10, OverlongConfig(buffer_tokens=20))
 
 
 @pytest.mark.parametrize(
