@@ -5,8 +5,10 @@ stops every process that carries the run's token, then removes what they left in
 folder. How a run comes by a guardian: ``guardian``.
 
 Invariants: a process is the run's if it carries the token in its environment, holds the driver's marker open (a child
-that the driver forked does), or descends from such a process; the driver itself and the guardian never are. Standard
-library only: this file is also run by itself, ``python -I -S reaper.py``, so that it starts at once.
+that the driver forked does), or descends from such a process; the driver itself and the guardian never are. Simpler
+bonds do not hold: Ray's and vLLM's processes leave session, group and parent; a subreaper adopts only as an ancestor,
+and this is the driver's child, to outlive it; control groups are seldom a user's to make. Standard library only: this
+file is also run by itself, ``python -I -S reaper.py``, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 TOKEN_VARIABLE = "SLEUTH_RUN_TOKEN"
@@ -126,26 +129,19 @@ def _environment(pid: int) -> list[bytes]:
 
 
 def _open_files(pid: int) -> set[str]:
-    folder = _PROC / str(pid) / "fd"
-    try:
-        return {_target(folder / name) for name in os.listdir(folder)}
-    except OSError:  # gone, or another user's
-        return set()
-
-
-def _target(link: Path) -> str:
-    try:
-        return os.readlink(link)
-    except OSError:  # closed since it was listed
-        return ""
+    folder, found = _PROC / str(pid) / "fd", set[str]()
+    with suppress(OSError):  # gone, or another user's
+        for name in os.listdir(folder):
+            with suppress(OSError):  # closed since it was listed
+                found.add(os.readlink(folder / name))
+    return found
 
 
 def _shared_memory(pid: int) -> set[Path]:
     """Files of /dev/shm that a process maps or holds open."""
-    try:
+    maps: list[str] = []
+    with suppress(OSError):  # gone, or another user's
         maps = (_PROC / str(pid) / "maps").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        maps = []
     mapped = {Path(line.split(maxsplit=5)[5]) for line in maps if f" {SHARED_MEMORY}/" in line}
     held = {Path(file) for file in _open_files(pid) if file.startswith(f"{SHARED_MEMORY}/")}
     return {path for path in mapped | held if not path.name.endswith(" (deleted)")}
@@ -193,12 +189,12 @@ def _watch(token: str, driver: int) -> set[Path]:
     return claimed
 
 
-def _guard(token: str, scratch: str, driver: str) -> None:
-    """Outlive the driver, then reap. The driver is spared: if it lives, it closed the pipe on purpose."""
+def _outlive(token: str, scratch: str, driver: str) -> None:
+    """Wait for the driver's end, then reap. The driver is spared: if it lives, it closed the pipe on purpose."""
     shared = _watch(token, int(driver))
     stopped = reap(token, Path(scratch), spare={int(driver)}, shared=shared)
     print(f"run {token}: driver {driver} is done; {stopped} processes stopped", flush=True)
 
 
 if __name__ == "__main__":
-    _guard(*sys.argv[1:])
+    _outlive(*sys.argv[1:])

@@ -25,8 +25,8 @@ from verl.learner import checkpoint
 from verl.learner.config import LearnerConfig, OptimizerConfig
 from verl.learner.distributed import Layout, reduce_over_ranks
 from verl.learner.flops import FlopsModel
-from verl.learner.guard import FiniteGuard
 from verl.learner.model import PackedModel, scoring
+from verl.learner.nonfinite import SkippedSteps
 from verl.learner.optimizer import (
     HOST,
     global_grad_norm,
@@ -61,7 +61,7 @@ class Engine:
         self._flops = flops
         self.config = config
         self._layout = layout
-        self._guard = FiniteGuard(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
+        self._skipped = SkippedSteps(config.max_skipped_steps, rejected_folder if dist.get_rank() == 0 else None)
         self._step = 0
 
     def train_only(self, weights: Mapping[str, DTensor]) -> None:
@@ -91,11 +91,11 @@ class Engine:
         reduced = reduce_over_ranks(shares, self._layout)
         norm = global_grad_norm(self.weights.values()).item()
         rate = learning_rate(self._optimizer_config, self._step, self._total_steps)
-        if self._guard.admits(reduced["loss"], norm, self._step, samples):
+        if self._skipped.admits(reduced["loss"], norm, self._step, samples):
             self._apply(norm, rate)
         self._optimizer.zero_grad()
         self._step += 1
-        return {**reduced, "grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self._guard.skipped)}
+        return {**reduced, "grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self._skipped.skipped)}
 
     def _last_of_step(self, last: bool) -> None:
         """Where each rank holds whole weights, gather and reduce once a step and not once a micro-batch.
@@ -148,13 +148,13 @@ class Engine:
 
     def snapshot(self, progress: Mapping[str, Any]) -> checkpoint.Snapshot:
         """Trained weights, optimizer, schedule and random state, to be saved; ``progress`` is JSON-ready."""
-        counts = {"step": self._step, "skipped_steps": self._guard.skipped}
+        counts = {"step": self._step, "skipped_steps": self._skipped.skipped}
         return checkpoint.snapshot(self.weights, self._optimizer, {**counts, **progress})
 
     def load(self, folder: Path) -> None:
         """Continue where ``snapshot`` was called, on any number of ranks, in a phase that has just begun."""
         progress = checkpoint.read_progress(folder)
-        self._step, self._guard.skipped = progress["step"], progress["skipped_steps"]
+        self._step, self._skipped.skipped = progress["step"], progress["skipped_steps"]
         checkpoint.load(folder, self.weights, self._optimizer, progress["adam_steps"])
 
 

@@ -16,8 +16,8 @@ from verl.algorithms.config import GuardConfig, LossConfig
 from verl.data.samples import TrainingSample
 from verl.errors import UserError
 from verl.learner.config import LearnerConfig, OptimizerConfig
-from verl.learner.guard import NonFiniteError
 from verl.learner.learner import Learner
+from verl.learner.nonfinite import NonFiniteError
 from verl.learner.phase import Phase
 
 MakeSamples = Callable[..., list[TrainingSample]]

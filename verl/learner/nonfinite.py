@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(slots=True)
-class FiniteGuard:
+class SkippedSteps:
     """Counts skipped steps. Every rank holds one and sees the same numbers, so that all decide alike."""
 
     max_in_row: int
