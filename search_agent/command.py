@@ -32,6 +32,17 @@ def results_config(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key not in NOT_RESULTS}
 
 
+def words_and_options(arguments: Sequence[str], known: Sequence[str], usage: str) -> tuple[list[str], dict[str, str]]:
+    """The words and the ``key=value`` options of a small command. Raises UserError on an option that is not known."""
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    words = [argument for argument in arguments if "=" not in argument]
+    wrong = [key for key in options if key not in known]
+    wrong += [word for word in words if word.startswith("-") and word not in known]
+    if wrong:
+        raise UserError(f"{wrong[0]}: no such option; {usage}")
+    return words, options
+
+
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str], *, help_of: str = "") -> int:
     """Run an entry point: mistakes and outages end as one clear message, the last thing on screen.
 

@@ -22,17 +22,12 @@ NOT_RESULTS = ("run_dir", "fresh", "dry_run", "tracking", "prediction")
 class Bounds(Protocol):
     """What every environment plug-in's ``Config`` says of its episodes; read before a run starts."""
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt (tokens)."""
-
-    @property
-    def max_policy_tokens(self) -> int:
-        """The most that the policy generates in an episode (tokens), the context apart."""
-
-    @property
-    def max_episode_tokens(self) -> int:
-        """The longest episode (tokens), the context apart."""
+    max_prompt_tokens: int
+    """The longest prompt (tokens)."""
+    max_policy_tokens: int
+    """The most that the policy generates in an episode (tokens), the context apart."""
+    max_episode_tokens: int
+    """The longest episode (tokens), the context apart."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def run_grid(
     if members[0].config.dry_run:
         return print_runs(members)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "grid.json").write_text(json.dumps(_record(arguments, members), indent=1) + "\n")
+    runs = {member.folder.name: list(member.swept) for member in members}
+    (folder / "grid.json").write_text(json.dumps({"command": list(arguments), "runs": runs}, indent=1) + "\n")
     waiting = []
     for number, member in enumerate(members, 1):
         title = f"[{number}/{len(members)}] {' '.join(member.swept)}"
@@ -107,8 +108,10 @@ def _capacity(config: RunConfig) -> int:
     return max(1, int(cluster_gpus(address) / needed))
 
 
-def _train(member: Member) -> int:
-    return subprocess.run(_command(member), check=False, env=_environment()).returncode
+def _train(member: Member, **streams: Any) -> int:
+    command = [sys.executable, "-m", "search_agent.train", *member.overrides, f"run_dir={quoted(str(member.folder))}"]
+    # A run of a grid ends with the grid: nobody else would look at it, and the same command could not go on.
+    return subprocess.run(command, check=False, env={**os.environ, **parent_variable()}, **streams).returncode
 
 
 def _train_apart(member: Member) -> int:
@@ -116,21 +119,4 @@ def _train_apart(member: Member) -> int:
     output = member.folder.with_name(f"{member.folder.name}.out")
     print(f"{' '.join(member.swept)}: output in {output}", flush=True)
     with output.open("ab") as stream:
-        return subprocess.run(
-            _command(member), check=False, env=_environment(), stdout=stream, stderr=subprocess.STDOUT
-        ).returncode
-
-
-def _environment() -> dict[str, str]:
-    """A run of a grid ends with the grid: nobody else would look at it, and the same command could not go on."""
-    return {**os.environ, **parent_variable()}
-
-
-def _command(member: Member) -> list[str]:
-    return [sys.executable, "-m", "search_agent.train", *member.overrides, f"run_dir={quoted(str(member.folder))}"]
-
-
-def _record(arguments: Sequence[str], members: Sequence[Member]) -> dict[str, Any]:
-    """What ``grid.json`` says: the command, and which folder holds which setting."""
-    runs = {member.folder.name: list(member.swept) for member in members}
-    return {"command": list(arguments), "runs": runs}
+        return _train(member, stdout=stream, stderr=subprocess.STDOUT)

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from search_agent.command import run_command
+from search_agent.command import run_command, words_and_options
 from search_agent.evaluation.outcomes import SCORES, Outcomes, read_outcomes, stages_of
 from search_agent.evaluation.statistics import (
     Interval,
@@ -193,11 +193,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[Outcomes], list[Outcomes], Path | None]:
     """Both sides and where to write. Raises UserError on anything that is not understood."""
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    sides = [argument for argument in arguments if "=" not in argument]
-    wrong = [key for key in options if key not in ("stage", "out")] + [side for side in sides if side.startswith("-")]
-    if wrong or not 1 <= len(sides) <= 2:
-        raise UserError(f"{f'{wrong[0]}: no such option' if wrong else 'name one run or two'}; {USAGE}")
+    sides, options = words_and_options(arguments, ("stage", "out"), USAGE)
+    if not 1 <= len(sides) <= 2:
+        raise UserError(f"name one run or two; {USAGE}")
     stage, out = options.get("stage"), Path(options["out"]) if "out" in options else None
     if len(sides) == 2:
         first, second = ([read_outcomes(Path(run), stage) for run in side.split(",")] for side in sides)

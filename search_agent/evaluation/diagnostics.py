@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from search_agent.evaluation.statistics import wilson
@@ -16,7 +17,7 @@ from search_agent.protocols.base import Reading
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.text import normalise, word_match
 from verl.data.tasks import Task
-from verl.trajectory import ToolCall, Trajectory
+from verl.trajectory import Trajectory
 
 _ANY_TEXT_HOLDS = frozenset({"", "yes", "no", "noanswer"})
 
@@ -78,7 +79,17 @@ def diagnose(task: Task, trajectory: Trajectory, reading: Reading, *, right: boo
             if call.tool == "search":
                 gain = len(found) / len(wanted) if wanted else float(holds and not shown)
                 query = normalise(call.request)
-                searches.append(_searched(call, gain if judged else None, query in asked))
+                searches.append(
+                    Searched(
+                        query=call.request,
+                        gain=gain if judged else None,
+                        duplicate=query in asked,
+                        empty=not call.results,
+                        latency_s=call.latency_s,
+                        cached=call.cached,
+                        refused=call.failure is not None,
+                    )
+                )
                 asked.add(query)
             shown |= holds
     evidence = 1 - len(missing) / len(wanted) if wanted else float(shown)
@@ -96,18 +107,6 @@ def read_from_parts(trajectory: Trajectory) -> Reading:
     """Whether there was an answer, as the reward's parts have it: all that is known where no protocol is at hand."""
     answered = trajectory.reward_parts.get("answered") == 1
     return Reading("" if answered else None, (), (), (), False)
-
-
-def _searched(call: ToolCall, gain: float | None, duplicate: bool) -> Searched:
-    return Searched(
-        query=call.request,
-        gain=gain,
-        duplicate=duplicate,
-        empty=not call.results,
-        latency_s=call.latency_s,
-        cached=call.cached,
-        refused=call.failure is not None,
-    )
 
 
 def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
@@ -131,26 +130,26 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     }
     if searches:
         result |= {
-            "duplicate_queries": _share(search.duplicate for search in searches),
-            "empty_searches": _share(search.empty for search in searches),
-            "refused_searches": _share(search.refused for search in searches),
-            "cached_searches": _share(search.cached for search in searches),
+            "duplicate_queries": fmean(search.duplicate for search in searches),
+            "empty_searches": fmean(search.empty for search in searches),
+            "refused_searches": fmean(search.refused for search in searches),
+            "cached_searches": fmean(search.cached for search in searches),
         }
     if waits:
         result["latency_s"] = {"median": _quantile(waits, 0.5), "p95": _quantile(waits, 0.95)}
     if judged:
         verdicts = [diagnosis.verdict for diagnosis in judged]
         result |= {
-            "evidence_found": _share(bool(diagnosis.found) for diagnosis in judged),
-            "answered_without_evidence": _share(
+            "evidence_found": fmean(bool(diagnosis.found) for diagnosis in judged),
+            "answered_without_evidence": fmean(
                 diagnosis.answered and not diagnosis.found and not diagnosis.aborted for diagnosis in judged
             ),
-            "right_without_evidence": _share(verdict == "right without evidence" for verdict in verdicts),
-            "wrong_with_evidence": _share(verdict == "wrong with evidence" for verdict in verdicts),
+            "right_without_evidence": fmean(verdict == "right without evidence" for verdict in verdicts),
+            "wrong_with_evidence": fmean(verdict == "wrong with evidence" for verdict in verdicts),
             **_by_search(judged),
         }
     if asked:
-        result |= {"refinement_keeps_answer": _share(asked), "refinement_keeps_answer_n": len(asked)}
+        result |= {"refinement_keeps_answer": fmean(asked), "refinement_keeps_answer_n": len(asked)}
     return result
 
 
@@ -182,15 +181,10 @@ def _by_search(judged: Sequence[Diagnosis]) -> dict[str, list[float]]:
     for k in range(1, max((len(diagnosis.searches) for diagnosis in judged), default=0) + 1):
         so_far = [sum(search.gain or 0.0 for search in diagnosis.searches[:k]) for diagnosis in judged]
         made = [diagnosis.searches[k - 1].gain or 0.0 for diagnosis in judged if len(diagnosis.searches) >= k]
-        hit_at.append(_share(share > 0 for share in so_far))
-        found_at.append(_share(share > 1 - 1e-9 for share in so_far))
+        hit_at.append(fmean(share > 0 for share in so_far))
+        found_at.append(fmean(share > 1 - 1e-9 for share in so_far))
         new_at.append(sum(made) / len(made))
     return {"hit_at": hit_at, "found_at": found_at, "new_at": new_at}
-
-
-def _share(values: Any) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

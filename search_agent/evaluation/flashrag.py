@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from search_agent.command import run_command
+from search_agent.command import run_command, words_and_options
 from search_agent.evaluation.outcomes import file_of, score
 from search_agent.evaluation.reading import protocol_of
 from search_agent.protocols.base import SearchProtocol
@@ -53,11 +53,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_arguments(arguments: Sequence[str]) -> tuple[Path, dict[str, str]]:
     """The run and the options. Raises UserError on anything that is not understood."""
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    runs = [argument for argument in arguments if "=" not in argument]
-    wrong = [key for key in options if key not in ("out", "stage")] + [run for run in runs if run.startswith("-")]
-    if wrong or len(runs) != 1 or not options.get("out"):
-        raise UserError(f"{f'{wrong[0]}: no such option' if wrong else 'name one run and out=FOLDER'}; {USAGE}")
+    runs, options = words_and_options(arguments, ("out", "stage"), USAGE)
+    if len(runs) != 1 or not options.get("out"):
+        raise UserError(f"name one run and out=FOLDER; {USAGE}")
     return Path(runs[0]), options
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from search_agent.command import run_command
+from search_agent.command import run_command, words_and_options
 from search_agent.evaluation.compare import Comparison, compare
 from search_agent.evaluation.diagnostics import accuracy_by_searches, summarise
 from search_agent.evaluation.outcomes import SCORES, Outcomes, read_outcomes, stages_of
@@ -47,13 +48,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     """The runs and where to write. Raises UserError on anything that is not understood."""
-    runs = [Path(argument) for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    wrong = [argument for argument in arguments if argument.startswith("-")]
-    wrong += [argument for argument in arguments if "=" in argument and not argument.startswith("out=")]
-    if wrong or not runs:
-        raise UserError(f"{f'{wrong[0]}: no such option' if wrong else 'name a run'}; {USAGE}")
-    out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
-    return runs, Path(out[-1]) if out else runs[0]
+    runs, options = words_and_options(arguments, ("out",), USAGE)
+    if not runs:
+        raise UserError(f"name a run; {USAGE}")
+    return list(map(Path, runs)), Path(options.get("out", runs[0]))
 
 
 def _evaluations(run: Path) -> list[str]:
@@ -100,9 +98,9 @@ def _sets(found: Sequence[Outcomes]) -> str:
     rows = []
     for outcomes in found:
         sets = outcomes.sets()
-        means = {name: _mean(outcomes.means("em", members)) for name, members in sets.items()}
+        means = {name: fmean(outcomes.means("em", members)) for name, members in sets.items()}
         cells = [f"{means[name]:.3f} ({len(sets[name])})" if name in sets else "-" for name in names]
-        rows.append([name_of(outcomes), *cells, f"{_mean(means.values()):.3f}"])
+        rows.append([name_of(outcomes), *cells, f"{fmean(means.values()):.3f}"])
     return _table(["", *(name or "unnamed" for name in names), "mean of the sets"], rows)
 
 
@@ -158,11 +156,6 @@ def _escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     plain = " ".join(text.split())
     return "".join(f"\\{character}" if character in "\\`*_[]<>|#&" else character for character in plain)
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 # -- the picture --

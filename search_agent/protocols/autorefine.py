@@ -14,30 +14,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from search_agent.protocols.actions import Action
-from search_agent.protocols.instructed import InstructedProtocol
+from search_agent.protocols.instructed import InstructedConfig, InstructedProtocol
 from search_agent.protocols.render import count_word, tags_balanced
 from verl.errors import UserError
 from verl.trajectory import Segment
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(InstructedConfig):
     """Settings of the AutoRefine protocol."""
 
-    instruction: Literal["short", "published"] = "published"
-    """``published`` explains every tag, for models that have never seen them; ``short`` is one line, for models that
-    a warm-up has taught the format. Data that bring whole prompts need neither: ``data.prompts``."""
-    prompt_file: str | None = None
-    """A file whose text, with ``{question}`` in it, replaces the instruction: the exact wording that a released
-    checkpoint was trained on, say. null uses ``instruction``."""
     passages: int = 3
     """How many passages a search is said to return (passages); keep it equal to the environment's ``top_k``. 3 as
     published."""
-    stop_at_answer: bool = True
-    """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
-    the answer and trains it, for chat models that will be served."""
-    prefill: str = ""
-    """What begins the assistant's turn in the policy's stead, ``<think>`` say: read with the turn, never trained."""
     compat: Literal["none", "upstream"] = "none"
     """``upstream`` calls a format valid when each tag is opened as often as it is closed, in whatever order, takes what
     is refined before any search, and always speaks of three documents; ``none`` checks the order of the blocks."""
@@ -62,8 +51,8 @@ class AutoRefine(InstructedProtocol):
     results = "documents"
 
     def __init__(self, config: Config) -> None:
-        super().__init__(_instruction(config), prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
-        self.config, self.prefill = config, config.prefill
+        super().__init__(config, _instruction(config))
+        self.config = config
 
     def in_order(self, names: Sequence[str], after_results: bool) -> bool:
         """``think`` first; after documents ``refine`` first, with an optional ``think``."""

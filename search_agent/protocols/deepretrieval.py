@@ -64,7 +64,8 @@ class DeepRetrieval(TagProtocol):
     results = "results"
 
     def __init__(self, config: Config) -> None:
-        self.key, self.tool = ("sql", "sql") if config.family.startswith("sql") else ("query", "query")
+        self.tool = "sql" if config.family.startswith("sql") else "query"
+        """What is called; the query's key in the answer has the same name."""
         self.blocks = ("think", "answer") if config.reasoning else ("answer",)
         self.prefill = f"<{self.blocks[0]}>"
         self._template = read_prompt(config.prompt_file, needs_question=True) if config.prompt_file else None
@@ -79,7 +80,7 @@ class DeepRetrieval(TagProtocol):
         think = "Think first, between <think> and </think>. " if self._config.reasoning else ""
         return (
             f"{_ROLES[self._config.family]}\n{think}Then write the query as JSON between <answer> and </answer>, like "
-            f'this: <answer>{{"{self.key}": "..."}}</answer>\n\n{question.strip()}\n'
+            f'this: <answer>{{"{self.tool}": "..."}}</answer>\n\n{question.strip()}\n'
         )
 
     def parse(self, turns: Turns) -> Action:
@@ -87,7 +88,7 @@ class DeepRetrieval(TagProtocol):
         body = answer_body(turns.newest)
         if body is None:
             return Invalid("<answer> is not closed")
-        query = query_in(body, self.key)
+        query = query_in(body, self.tool)
         return Answer(body, None if query is None else Call(self.tool, query))
 
     def format_valid(self, turns: Sequence[Segment], actions: Sequence[Action]) -> bool:

@@ -9,26 +9,14 @@ Every turn opens with a thought. A turn may answer without a search.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from search_agent.protocols.instructed import InstructedProtocol
+from search_agent.protocols.instructed import InstructedConfig, InstructedProtocol
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(InstructedConfig):
     """Settings of the Search-R1 protocol."""
 
-    instruction: Literal["short", "published"] = "published"
-    """``published`` explains every tag, for models that have never seen them; ``short`` is one line, for models that
-    a warm-up has taught the format. Data that bring whole prompts need neither: ``data.prompts``."""
-    prompt_file: str | None = None
-    """A file whose text, with ``{question}`` in it, replaces the instruction: the exact wording that a released
-    checkpoint was trained on, say. null uses ``instruction``."""
-    stop_at_answer: bool = True
-    """True ends the episode at ``</answer>``, as published; False lets the policy sample its end-of-turn token after
-    the answer and trains it, for chat models that will be served."""
-    prefill: str = ""
-    """What begins the assistant's turn in the policy's stead, ``<think>`` say: read with the turn, never trained."""
     open_passages: bool = False
     """True adds ``<open> id </open>``, which shows a passage whole: for searches that show excerpts with ids. It needs
     ``environment.tools.open`` and ``environment.tools.search.excerpt_words``. Not in the paper."""
@@ -46,8 +34,7 @@ class SearchR1(InstructedProtocol):
         if config.open_passages:
             self.tools, self.blocks = ("search", "open"), ("think", "search", "open", "answer")
             instruction = f"{_OPEN}{instruction}"
-        super().__init__(instruction, prompt_file=config.prompt_file, stop_at_answer=config.stop_at_answer)
-        self.prefill = config.prefill
+        super().__init__(config, instruction)
 
 
 def build(config: Config) -> SearchR1:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search_agent.command import run_command
+from search_agent.command import run_command, words_and_options
 from search_agent.viewer.document import static_page
 from search_agent.viewer.pack import Packed, pack
 from search_agent.viewer.runs import read_run
@@ -38,15 +38,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str], bool]:
     """Runs, ``key=value`` options, and whether to serve. Raises UserError on anything else."""
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    runs = [Path(argument) for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    wrong = [*(flag for flag in flags if flag != "--serve"), *(key for key in options if key not in ("out", "port"))]
-    if wrong or not runs:
-        raise UserError(f"{f'{wrong[0]}: no such option' if wrong else 'name a run'}; {USAGE}")
+    words, options = words_and_options(arguments, ("out", "port", "--serve"), USAGE)
+    runs = [Path(word) for word in words if word != "--serve"]
+    if not runs:
+        raise UserError(f"name a run; {USAGE}")
     if not options.get("port", "0").isdecimal():
         raise UserError(f"port={options['port']}: write a number; {USAGE}")
-    return runs, options, bool(flags)
+    return runs, options, "--serve" in words
 
 
 def write_page(packed: Packed, path: Path) -> int:

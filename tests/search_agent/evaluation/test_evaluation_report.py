@@ -54,7 +54,7 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [([], "name a run"), (["RUN", "ou=x"], "ou=x: no such option"), (["--x"], "--x: no such")]
+    ("arguments", "message"), [([], "name a run"), (["RUN", "ou=x"], "ou: no such option"), (["--x"], "--x: no such")]
 )
 def test_a_wrong_command_line_says_what_to_write(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
