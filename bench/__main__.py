@@ -28,11 +28,13 @@ def names(folder: Path = ROOT / "bench") -> list[str]:
 
 
 def select(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The benches that ``wanted`` names, all if it is empty. Raises SystemExit on a name that fits none."""
+    """The benches that ``wanted`` names; without any, all but those for a card. SystemExit on a name that fits none."""
     for name in wanted:
         if not any(name in (bench, bench.rpartition("/")[2]) for bench in known):
             raise SystemExit(f"no bench {name}; there are: {', '.join(known)}")
-    return [bench for bench in known if not wanted or {bench, bench.rpartition("/")[2]} & set(wanted)]
+    if not wanted:
+        return [bench for bench in known if not bench.startswith("gpu/")]
+    return [bench for bench in known if {bench, bench.rpartition("/")[2]} & set(wanted)]
 
 
 def run(name: str, quick: bool, keys: Sequence[str] = ()) -> tuple[list[Figure], dict[str, object]]:

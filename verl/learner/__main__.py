@@ -30,6 +30,8 @@ from verl.learner.learner import Learner
 from verl.learner.phase import Phase
 from verl.trajectory import Trajectory
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -67,13 +69,22 @@ def read_samples(path: Path, config: AdvantageConfig) -> list[TrainingSample]:
 
 def join_group() -> str:
     """Join the group that torchrun describes in the environment (alone without it); returns the device."""
+    # Before CUDA is asked for anything: a rank computes on the first card that it sees (``init_process``).
+    if "LOCAL_RANK" in os.environ:
+        os.environ[_VISIBLE] = own_card(int(os.environ["LOCAL_RANK"]), os.environ.get(_VISIBLE))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
     init_process(rank, world_size, address, port, device)
     return device
+
+
+def own_card(local_rank: int, visible: str | None) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` says to this rank alone, of what it says to all (``visible``, None if unset)."""
+    if visible is None:
+        return str(local_rank)
+    cards = [card for card in visible.split(",") if card]
+    return cards[local_rank] if local_rank < len(cards) else ""
 
 
 def timed_update(learner: Learner, samples: Sequence[TrainingSample], temperature: float) -> dict[str, float]:

@@ -1,0 +1,151 @@
+"""One way of training, measured in processes of its own: time, FLOPs and memory of an update, a line of JSON.
+
+A process a rank, each seeing one card: a variant starts from clean memory, and one that hangs takes nobody with it.
+Needs torch, transformers and this repository alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.harness import ROOT
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to train."""
+
+    name: str
+    cap: int
+    """Tokens of a micro-batch."""
+    sequences: int
+    """Of each rank, log-normal lengths."""
+    compute_dtype: str = "bfloat16"
+    checkpointing: bool = False
+    offload: str = "none"
+    logits_mib: int = 256
+    steps: int = 4
+    """Two warm up."""
+
+
+def run(variant: Variant, model: Path, ranks: int = 1, *, timeout_s: float) -> dict[str, Any] | None:
+    """What rank 0 found; None, with a line that says why, if a rank failed or the time ran out."""
+    from verl.cluster.processes import free_port
+
+    code = "import sys; from bench.gpu.update import child; child(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, json.dumps(asdict(variant)), str(model)]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        print(f"{variant.name}: not done after {timeout_s:.0f} s", flush=True)
+        return None
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    if any(process.returncode for process in processes):
+        print(f"{variant.name}: failed, see above", flush=True)
+        return None
+    found: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
+    return found
+
+
+def child(variant: str, model: str) -> None:
+    """The process of a rank; rank 0's last line is what it found."""
+    import torch.distributed as dist
+
+    from verl.learner.__main__ import join_group
+
+    device = join_group()
+    found = measure(Variant(**json.loads(variant)), Path(model), device)
+    if dist.get_rank() == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def measure(variant: Variant, model: Path, device: str) -> dict[str, Any]:
+    """Medians of the steps after the first two; memory (GiB) by part where there is a card."""
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    from bench.gpu.card import GIB
+    from bench.learner.sizes import lognormal_lengths, sample_of
+    from verl.algorithms.config import LossConfig
+    from verl.learner.__main__ import timed_update
+    from verl.learner.config import LearnerConfig, OptimizerConfig
+    from verl.learner.learner import Learner
+    from verl.learner.phase import Phase
+
+    on_card = device == "cuda"
+
+    def held() -> float:
+        return torch.cuda.memory_allocated() / GIB if on_card else 0.0
+
+    config = LearnerConfig(
+        max_tokens_per_microbatch=variant.cap,
+        compute_dtype=variant.compute_dtype,  # type: ignore[arg-type]
+        gradient_checkpointing=variant.checkpointing,
+        offload=variant.offload,  # type: ignore[arg-type]
+        max_logits_mib=variant.logits_mib,
+    )
+    learner = Learner(model, config, seed=0)
+    phase = Phase(OptimizerConfig(), LossConfig(), variant.steps)
+    learner.begin_phase(phase)
+    loaded = held()
+    rng, ranks = np.random.default_rng(0), dist.get_world_size()
+    samples = [sample_of(length, rng) for length in lognormal_lengths(variant.sequences * ranks, seed=0)]
+    updates = [timed_update(learner, samples, 1.0) for _ in range(variant.steps)]
+    found: dict[str, Any] = {
+        key: statistics.median(update[key] for update in updates[2:])
+        for key in ("seconds", "tokens_per_second", "tflops_per_rank")
+    }
+    found |= {"loss": updates[-1]["loss"], "launches": launches(learner, samples) if on_card else 0}
+    return found | {
+        "loaded_gib": loaded,
+        "held_gib": held(),
+        "peak_gib": updates[-1].get("peak_memory_gib", 0.0),
+        "predicted_gib": predicted_gib(learner, phase, ranks) if on_card else 0.0,
+    }
+
+
+def launches(learner: Any, samples: Any) -> int:
+    """Kernels that one update launches, counted by the profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        learner.update(samples, 1.0)
+    names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+    return sum(event.count for event in profiler.key_averages() if event.key in names)
+
+
+def predicted_gib(learner: Any, phase: Any, ranks: int) -> float:
+    """What the plan says that a rank holds between steps on its card."""
+    from bench.gpu.card import GIB
+    from verl.learner.holdings import Counts, holdings
+
+    weights = learner.model.weights
+    policy = sum(weight.numel() for weight in weights.values())
+    layers = {name.split(".layers.")[1].split(".")[0] for name in weights if ".layers." in name}
+    inside = sum(weight.numel() for name, weight in weights.items() if ".layers." in name)
+    counts = Counts(policy, 0, 0, inside // max(1, len(layers)), policy - inside)
+    parts = holdings(learner.config, phase, counts, ranks).values()
+    return sum(part.held for part in parts if not part.on_host) / GIB
