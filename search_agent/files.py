@@ -22,6 +22,9 @@ class Config:
     """Passages that ``retriever=embedded`` serves; null with a retriever URL."""
     traces: str | None = None
     """Recorded trajectories for a warm-up; null where ``warmup.steps`` is 0."""
+    traces_fraction: float = 1.0
+    """Share of them that is learned from, drawn by ``seed``: how much data a method needs. A smaller share is part of
+    every larger one."""
     prompts: bool = False
     """Whether the column ``prompt`` (one user message, or text) is the whole prompt, used as it stands: for ready-made
     parquet in the published wording. False renders the column ``question`` by the protocol; a row without that column
@@ -36,4 +39,5 @@ def build(config: Config, *, out: Path, seed: int) -> Source:
         dev=Split(Path(config.dev), corpus, config.prompts),
         test=Split(Path(config.test), corpus, config.prompts),
         traces=Path(config.traces) if config.traces else None,
+        traces_fraction=config.traces_fraction,
     )

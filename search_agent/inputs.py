@@ -13,7 +13,7 @@ from search_agent.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.pool import pool_config, reward_function
 from search_agent.source import Source
-from search_agent.traces import NO_DAY, load_traces
+from search_agent.traces import NO_DAY, load_traces, share_of
 from verl.data.load import read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -61,6 +61,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             longest=config.learner.longest_sequence,
             today=getattr(config.environment.config, "date", NO_DAY),
         )
+        traces = share_of(traces, source.traces_fraction, config.seed)
     return Inputs(source, model, train, dev, test, traces)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from search_agent.config import RunConfig
@@ -13,6 +14,11 @@ from verl.rollout.engine_checks import check_model
 def model_faults(config: RunConfig) -> list[str]:
     """Why the folder that ``model`` names cannot be served; nothing is known of a hub name."""
     model = Path(config.model)
+    if re.search(r"[-_]VL\b", model.name, re.IGNORECASE):
+        return [
+            f"model={model} reads pictures too, and engine and learner here read text alone: give a model for text, "
+            "and tasks without images"
+        ]
     if not model.exists():
         return [f"model={model}: there is no such folder; give one, or a hub name"] if _is_path(model) else []
     if (model / "best_dev").exists():

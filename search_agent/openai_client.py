@@ -6,8 +6,11 @@ for, and no longer asked for where a server refuses to be asked. Retries are tho
 
 from __future__ import annotations
 
+import base64
+import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -82,6 +85,16 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     """None where the server does not say."""
     logprobs: tuple[float, ...] | None = None
+    thought: str = ""
+    """What the model thought, where the server tells it apart from the text."""
+    prompt_tokens: int = 0
+    """Of the whole reply, as the server bills it; 0 where it does not say."""
+    generated_tokens: int = 0
+    """Of the whole reply, all its answers together."""
+
+
+class Refused(UserError):
+    """The server finds fault with a request, now and later: too long, or not allowed."""
 
 
 class OpenAIClient:
@@ -116,10 +129,10 @@ class OpenAIClient:
         asked = {"prompt": prompt if isinstance(prompt, str) else list(prompt), **draw.to_json()}
         return await self._ask("/completions", asked | ({"logprobs": 0} if draw.logprobs else {}), draw, beyond)
 
-    async def chat(self, messages: Sequence[Mapping[str, str]], draw: Draw) -> list[Completion]:
+    async def chat(self, messages: Sequence[Mapping[str, Any]], draw: Draw) -> list[Completion]:
         """``draw.n`` replies to a conversation; an assistant's message at its end is continued, where servers can.
 
-        Raises as ``complete`` does.
+        A message's content is a text, or a list of parts (``picture``). Raises as ``complete`` does.
         """
         asked: dict[str, Any] = {"messages": list(messages), **draw.to_json()}
         if messages and messages[-1]["role"] == "assistant":
@@ -136,9 +149,12 @@ class OpenAIClient:
             self._strict = True
             return await self._ask(path, asked, draw, {})
         if reply.status != 200:
-            raise UserError(f"endpoint: POST {path} was refused with status {reply.status}: {excerpt(reply.raw)}")
+            kind = Refused if reply.status in (*_REFUSED, 413) else UserError
+            raise kind(f"endpoint: POST {path} was refused with status {reply.status}: {excerpt(reply.raw)}")
         try:
-            answers = [_completion(choice, draw.stop) for choice in reply.json["choices"]]
+            answers = [
+                _completion(choice, draw.stop, reply.json.get("usage") or {}) for choice in reply.json["choices"]
+            ]
         except (KeyError, TypeError, AttributeError) as error:
             raise InfrastructureError(f"endpoint: {path} answers as no such server does ({error!r})") from error
         if len(answers) != draw.n:
@@ -146,9 +162,21 @@ class OpenAIClient:
         return answers
 
 
-def _completion(choice: Mapping[str, Any], stops: Sequence[str]) -> Completion:
+def picture(image: str) -> dict[str, Any]:
+    """The part of a message that shows an image: a path, or a URL. Raises UserError if the file cannot be read."""
+    if not image.startswith(("data:", "http://", "https://")):
+        try:
+            held = base64.b64encode(Path(image).read_bytes()).decode()
+        except OSError as error:
+            raise UserError(f"image {image}: cannot be read ({error})") from error
+        image = f"data:{mimetypes.guess_type(image)[0] or 'application/octet-stream'};base64,{held}"
+    return {"type": "image_url", "image_url": {"url": image}}
+
+
+def _completion(choice: Mapping[str, Any], stops: Sequence[str], usage: Mapping[str, Any]) -> Completion:
     """One of a reply's ``choices``: its text stands in a message, or by itself."""
-    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    message = choice.get("message") or {}
+    text = message.get("content") if message else choice["text"]
     told = choice.get("stop_reason") or choice.get("matched_stop")  # vLLM's word, SGLang's word
     stop = told if isinstance(told, str) and told in stops else None
     text = text or ""
@@ -161,4 +189,7 @@ def _completion(choice: Mapping[str, Any], stops: Sequence[str]) -> Completion:
         stop,
         None if ids is None else tuple(map(int, ids)),
         None if logprobs is None else tuple(map(float, logprobs)),
+        message.get("reasoning_content") or message.get("reasoning") or "",  # the words of vLLM, old and new
+        int(usage.get("prompt_tokens") or 0),
+        int(usage.get("completion_tokens") or 0),
     )

@@ -37,6 +37,8 @@ class Source:
     """The model made with the data, for ``model=embedded``."""
     traces: Path | None = None
     """Recorded trajectories for the warm-up, one JSON object a line."""
+    traces_fraction: float = 1.0
+    """Share of them that is learned from."""
     server: tuple[str, ...] = ()
     """How ``retriever=embedded`` is to serve the corpora where BM25 is not the way: ``key=value`` arguments."""
 

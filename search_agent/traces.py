@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_agent.protocols.base import SearchProtocol
 from verl.errors import UserError
+from verl.seeds import derive_seed
 from verl.trainer.config import WarmupConfig
 
 if TYPE_CHECKING:
@@ -69,6 +71,15 @@ def load_traces(
     if faults:
         raise UserError("\n".join(_listed(faults, path)))
     return [TrainingSample.from_trajectory(trace, credit) for trace, credit, _ in rows]
+
+
+def share_of(traces: list[TrainingSample], fraction: float, seed: int) -> list[TrainingSample]:
+    """That share of the traces in their order, one at least. Raises UserError unless it is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"data.traces_fraction={fraction}: write a number above 0, at most 1")
+    order = list(range(len(traces)))
+    random.Random(derive_seed(seed, "fraction")).shuffle(order)
+    return [traces[index] for index in sorted(order[: max(1, round(fraction * len(traces)))])]
 
 
 def read_traces(path: Path, model: Path, today: date, *, desirable: bool) -> list[tuple[Trajectory, float, bool]]:

@@ -51,4 +51,11 @@ def build(config: Config, *, out: Path, seed: int) -> Source:
             if not paths.manifest.exists():
                 build_query_world(paths, config.kind, seed, questions, config.traces)
     splits = {split: Split(paths.tasks(split), paths.corpus) for split in questions}
-    return Source(**splits, model=paths.model, traces=paths.traces, server=SERVERS[config.kind])
+    return Source(
+        splits["train"],
+        splits["dev"],
+        splits["test"],
+        model=paths.model,
+        traces=paths.traces,
+        server=SERVERS[config.kind],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,15 @@ def test_a_label_is_asked_for_and_a_row_too_long_is_named(tmp_path: Path, model:
         load_traces(path, SEARCH_R1, model, prompts=False, warmup=KTO)
     with pytest.raises(UserError, match=r"row 1: \d+ tokens and a micro-batch holds 100"):
         load_traces(path, SEARCH_R1, model, prompts=False, longest=100)
+
+
+def test_a_smaller_share_of_the_traces_is_part_of_a_larger_one() -> None:
+    rows: list[Any] = list(range(40))
+    shares = [set(traces.share_of(rows, fraction, seed=1)) for fraction in (0.001, 0.25, 0.5, 1.0)]
+    assert [len(share) for share in shares] == [1, 10, 20, 40]
+    assert shares == sorted(shares, key=len)
+    assert all(small <= large for small, large in itertools.pairwise(shares))
+    assert traces.share_of(rows, 0.5, seed=2) != traces.share_of(rows, 0.5, seed=1)
+    for fraction in (0.0, 1.5):
+        with pytest.raises(UserError, match="traces_fraction"):
+            traces.share_of(rows, fraction, seed=1)

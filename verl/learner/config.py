@@ -52,6 +52,9 @@ class LoraConfig:
     """What is added is scaled by alpha / rank; twice the rank is the field's habit."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers to adapt (``q_proj``, ``up_proj``); empty adapts all of the decoder."""
+    plus_ratio: float = 1.0
+    """LoRA+ (Hayou et al. 2024): how many times the learning rate the matrices that begin at zero take; 16 is its
+    authors' advice for fine-tuning, 1 is plain LoRA."""
     seed: int = 0
     """Seed of the adapters' initial weights."""
     sync: Literal["merged", "adapter"] = "adapter"
@@ -67,6 +70,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", self.rank, "write 1 or more")
         require(self.alpha >= 1, "lora.alpha", self.alpha, "write 1 or more")
+        require(self.plus_ratio > 0, "lora.plus_ratio", self.plus_ratio, "write a number above 0")
         require(self.seed >= 0, "lora.seed", self.seed, "write 0 or more")
 
 

@@ -34,6 +34,7 @@ from verl.learner.optimizer import (
     make_optimizer,
     move_moments,
     scale_gradients,
+    set_rate,
 )
 from verl.trajectory import FloatArray
 
@@ -74,7 +75,10 @@ class Engine:
         """Start from step 0 with a fresh optimizer."""
         self._optimizer_config = config
         self._total_steps = total_steps
-        self._optimizer = make_optimizer(config, self.weights.values())
+        ratio = self.config.lora.plus_ratio if self.config.lora is not None else 1.0
+        zero = {name: weight for name, weight in self.weights.items() if ratio != 1 and ".lora_B" in name}
+        others = [weight for name, weight in self.weights.items() if name not in zero]
+        self._optimizer = make_optimizer(config, others, zero.values(), ratio)
         self._step = 0
 
     def step(self, samples: Sequence[TrainingSample], columns: Columns, objective: Objective) -> dict[str, float]:
@@ -111,8 +115,7 @@ class Engine:
     def _apply(self, norm: float, rate: float) -> None:
         if norm > self._optimizer_config.grad_clip:
             scale_gradients(self.weights.values(), self._optimizer_config.grad_clip / norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         offloaded = self.config.offload == "optimizer"
         if offloaded:
             move_moments(self._optimizer, self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,14 +31,27 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return config.learning_rate * (1 - fallen * (1 - config.final_lr_fraction))
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[DTensor]) -> torch.optim.AdamW:
-    """AdamW on sharded parameters, fused; matrices decay, vectors (norms, biases) do not."""
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[DTensor], faster: Iterable[DTensor] = (), ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW on sharded parameters, fused; matrices decay, vectors (norms, biases) do not.
+
+    ``faster`` are further matrices, whose rate is ``ratio`` times that of the others.
+    """
     trained = list(parameters)
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay, "ratio": 1.0},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "ratio": 1.0},
     ]
+    if quick := list(faster):
+        groups.append({"params": quick, "weight_decay": config.weight_decay, "ratio": ratio})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["ratio"]
 
 
 def move_moments(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -60,12 +60,21 @@ _QWEN25 = {
     "32B": ModelShape(5120, 64, 40, 8, 27648, 152064, False),
     "72B": ModelShape(8192, 80, 64, 8, 29568, 152064, False),
 }
-_OTHERS = {
-    "meta-llama/Llama-3.1-8B": ModelShape(4096, 32, 32, 8, 14336, 128256, False, 131072),
-    "mistralai/Mistral-Small-24B-Base-2501": ModelShape(5120, 40, 32, 8, 32768, 131072, False, 32768, head_dim=128),
+_LLAMA = ModelShape(4096, 32, 32, 8, 14336, 128256, False, 131072)
+_MISTRAL = ModelShape(5120, 40, 32, 8, 32768, 131072, False, 32768, head_dim=128)
+_KNOWN = {
+    **{
+        f"Qwen/Qwen2.5-{kind}{size}{suffix}": shape
+        for kind in ("", "Coder-")
+        for size, shape in _QWEN25.items()
+        for suffix in ("", "-Instruct")
+    },
+    "meta-llama/Llama-3.1-8B": _LLAMA,
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA,
+    "mistralai/Mistral-7B-Instruct-v0.3": ModelShape(4096, 32, 32, 8, 14336, 32768, False),
+    "mistralai/Mistral-Small-24B-Base-2501": _MISTRAL,
+    "mistralai/Mistral-Small-24B-Instruct-2501": _MISTRAL,
 }
-_OTHERS["meta-llama/Llama-3.1-8B-Instruct"] = _OTHERS["meta-llama/Llama-3.1-8B"]
-_OTHERS["mistralai/Mistral-Small-24B-Instruct-2501"] = _OTHERS["mistralai/Mistral-Small-24B-Base-2501"]
 
 
 # The tiny model of the embedded world, which may not have been made yet.
@@ -77,10 +86,8 @@ def read_shape(model: str) -> ModelShape:
     path = Path(model) / "config.json"
     if path.exists():
         return _from_config(path)
-    if model in _OTHERS:
-        return _OTHERS[model]
     if is_known(model):
-        return _QWEN25[model.removeprefix("Qwen/Qwen2.5-").removeprefix("Coder-").removesuffix("-Instruct")]
+        return _KNOWN[model]
     raise UserError(
         f"model={model}: no such folder with a config.json, and its size is not known here; download it first"
     )
@@ -88,8 +95,7 @@ def read_shape(model: str) -> ModelShape:
 
 def is_known(model: str) -> bool:
     """Whether this is a hub name whose shape is written down here."""
-    names = [f"Qwen/Qwen2.5-{kind}{size}" for kind in ("", "Coder-") for size in _QWEN25]
-    return model in _OTHERS or any(model in (name, f"{name}-Instruct") for name in names)
+    return model in _KNOWN
 
 
 def _from_config(path: Path) -> ModelShape:

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from verl.errors import UserError
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
-from verl.learner.optimizer import global_grad_norm, learning_rate, make_optimizer, scale_gradients
+from verl.learner.optimizer import global_grad_norm, learning_rate, make_optimizer, scale_gradients, set_rate
 
 
 @pytest.fixture
@@ -77,3 +77,19 @@ def test_norm_is_that_of_all_gradients_together_and_scaling_is_in_place(mesh: De
 def test_impossible_values_are_refused_by_key(make: object, key: str) -> None:
     with pytest.raises(UserError, match=key):
         make()  # type: ignore[operator]
+
+
+def test_lora_plus_moves_some_matrices_faster(mesh: DeviceMesh) -> None:
+    plain, quick = parameter([0.0], [1.0], mesh), parameter([0.0], [1.0], mesh)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0), [plain], [quick], 16.0)
+    for rate in (0.5, 0.25):
+        set_rate(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups if group["params"]] == [rate, 16 * rate]
+    optimizer.step()
+    assert quick.full_tensor().item() == pytest.approx(16 * plain.full_tensor().item())
+
+
+def test_without_a_ratio_all_weights_have_one_rate(mesh: DeviceMesh) -> None:
+    optimizer = make_optimizer(OptimizerConfig(), [parameter([0.0], [1.0], mesh)])
+    set_rate(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
