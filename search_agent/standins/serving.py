@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.types import split_contents
 from search_agent.standins.boolean import Library, Record
-from search_agent.standins.faults import Faults
 from verl.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +31,8 @@ def standin_url(service: Service, documents: Documents) -> str:
         raise UserError(f"backend.url={STANDIN} searches a corpus: write corpus=FILE, or the service's address")
     from search_agent.standins import eutils, trials
 
-    build: Callable[[Library, Faults], FastAPI] = {"eutils": eutils, "trials": trials}[service].build
-    return serve(build(Library(records(documents)), Faults()))
+    build = {"eutils": eutils, "trials": trials}[service].build
+    return serve(build(Library(records(documents))))
 
 
 def serve(app: FastAPI) -> str:

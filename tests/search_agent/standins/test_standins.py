@@ -8,15 +8,15 @@ from fastapi.testclient import TestClient
 
 from search_agent.standins import eutils, trials
 from search_agent.standins.boolean import Library, Record
-from search_agent.standins.faults import Faults
+from tests.search_agent.standins.faults import Faults
 
 LIBRARY = Library([Record(f"{n}", f"Trial {n}", "stroke", date=f"20{n:02d}/01/01") for n in range(30)])
 SEARCH = "/entrez/eutils/esearch.fcgi"
 BASE = {"db": "pubmed", "retmode": "json", "datetype": "pdat", "mindate": "1970/01/01"}
 
 
-def pubmed(faults: Faults | None = None) -> TestClient:
-    return TestClient(eutils.build(LIBRARY, faults or Faults()))
+def pubmed() -> TestClient:
+    return TestClient(eutils.build(LIBRARY))
 
 
 def esearch(client: TestClient, **parameters: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_summaries_and_other_modes() -> None:
 
 
 def test_studies_are_paged_by_a_token_that_the_last_page_lacks() -> None:
-    client = TestClient(trials.build(LIBRARY, Faults()))
+    client = TestClient(trials.build(LIBRARY))
     seen: list[str] = []
     parameters = {"query.term": "stroke", "pageSize": "12", "fields": "NCTId"}
     while True:
@@ -75,7 +75,7 @@ def test_studies_are_paged_by_a_token_that_the_last_page_lacks() -> None:
 
 def test_faults_happen_as_often_as_asked() -> None:
     faults = Faults(errors=1, truncated=1, requests_per_second=2)
-    client = pubmed(faults)
+    client = TestClient(faults.around(eutils.build(LIBRARY)))
     assert client.get(SEARCH, params={**BASE, "term": "a"}).status_code == 500
     assert not client.get(SEARCH, params={**BASE, "term": "a"}).text.endswith("}")
     assert client.get(SEARCH, params={**BASE, "term": "a"}).json()["header"]["type"] == "esearch"

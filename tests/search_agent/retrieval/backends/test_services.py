@@ -18,8 +18,8 @@ from search_agent.retrieval.types import QueryRefused
 from search_agent.standins import eutils
 from search_agent.standins import trials as trials_standin
 from search_agent.standins.boolean import Library, Record
-from search_agent.standins.faults import Faults
 from search_agent.standins.serving import serve
+from tests.search_agent.standins.faults import Faults
 from verl.errors import InfrastructureError, UserError
 
 LIBRARY = Library([Record(f"{n}", f"Study {n}", "stroke and aspirin", date=f"{1900 + n}/01/01") for n in range(120)])
@@ -33,14 +33,14 @@ def faults() -> Faults:
 
 @pytest.fixture
 def find_articles(faults: Faults) -> Callable[..., list[str]]:
-    url = serve(eutils.build(LIBRARY, faults))
+    url = serve(faults.around(eutils.build(LIBRARY)))
     backend = pubmed.build(pubmed.Config(url=url, requests_per_second=1000, timeout_s=5, retries=2), EMPTY)
     return lambda query, k, **options: ids(backend.search_selected([query], k, options)[0])
 
 
 @pytest.fixture
 def find_trials(faults: Faults) -> Callable[..., list[str]]:
-    url = serve(trials_standin.build(LIBRARY, faults))
+    url = serve(faults.around(trials_standin.build(LIBRARY)))
     backend = trials.build(trials.Config(url=url, requests_per_second=1000, timeout_s=5, retries=2), EMPTY)
     return lambda query, k: ids(backend.search([query], k)[0])
 
