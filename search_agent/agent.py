@@ -119,6 +119,6 @@ class SearchAgent:
         for episodes in self._episodes.values():
             await episodes.close()
         for client in self._clients:
-            await client.__aexit__(None, None, None)
+            await client.close()
         if isinstance(self._reward, RewardPool):
             self._reward.close()

@@ -83,19 +83,15 @@ class Config:
         return self.max_prompt_tokens + self.max_policy_tokens + self.max_turns * self.max_observation_tokens
 
 
+@dataclass(frozen=True)
 class Episodes:
     """What the episodes of one split share; calling it makes the environment of a task's next episode."""
 
-    def __init__(
-        self,
-        config: Config,
-        protocol: SearchProtocol,
-        framing: Framing,
-        tools: Tools,
-        max_context_tokens: int,
-    ) -> None:
-        self.config, self.protocol, self.framing, self.tools = config, protocol, framing, tools
-        self.max_context_tokens = max_context_tokens
+    config: Config
+    protocol: SearchProtocol
+    framing: Framing
+    tools: Tools
+    max_context_tokens: int
 
     def __call__(self, task: Task) -> SearchEnvironment:
         """A new episode of a task."""

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     folder.logs.mkdir(exist_ok=True)
     folder.trajectories.mkdir(exist_ok=True)
     keep_config(folder, config)
-    guardian = start_guardian(folder.path)
-    try:
+    with closing(start_guardian(folder.path)) as guardian:
         result = asyncio.run(evaluate(config, folder, guardian.scratch))
-    finally:
-        guardian.close()
     folder.write_json("evaluation.json", {"model": config.model, **result})
     console = screen()
     episodes = " and ".join(f"{found['n']} {name}" for name, found in result.items())

@@ -11,6 +11,13 @@ from verl.config.build import Plugin
 from verl.errors import UserError
 
 
+def at_least_one(config: object, *keys: str) -> None:
+    """Raise UserError for the first of these keys of ``config`` that is below 1."""
+    for key in keys:
+        if getattr(config, key) < 1:
+            raise UserError(f"{key}: {getattr(config, key)} is below 1; give 1 or more")
+
+
 @dataclass(frozen=True)
 class ClientConfig:
     """How a process talks to retrieval servers."""
@@ -50,9 +57,7 @@ class ClientConfig:
             raise UserError(f"cache: servers of dialect={self.dialect} have no fingerprint; write cache=off")
         if self.cache != "off" and self.cache_file is None:
             raise UserError(f"cache_file: cache={self.cache} needs a file; write cache_file=PATH, or cache=off")
-        for key in ("max_queries_per_request", "max_requests_in_flight", "max_query_bytes"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        at_least_one(self, "max_queries_per_request", "max_requests_in_flight", "max_query_bytes")
         if self.max_query_bytes > 8192:
             raise UserError(f"max_query_bytes: {self.max_query_bytes} is above the 8192 that our server reads")
 
@@ -87,8 +92,7 @@ class EncoderConfig:
     """Tokens of a passage or query that the encoder reads; 256 is what the published indexes were made with."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens: {self.max_tokens} is below 1; give 1 or more")
+        at_least_one(self, "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,7 @@ class DenseConfig(EncoderConfig):
         super().__post_init__()
         if self.gpus < 0:
             raise UserError(f"gpus: {self.gpus} is negative; 0 searches on the CPU")
-        if self.probes < 1:
-            raise UserError(f"probes: {self.probes} is below 1; give 1 or more")
+        at_least_one(self, "probes")
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,7 @@ class RerankConfig:
     of the BERT family read 512."""
 
     def __post_init__(self) -> None:
-        for key in ("depth", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        at_least_one(self, "depth", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,7 @@ class ServerConfig:
         self._check_backend()
         if not 0 <= self.shard < self.shards:
             raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
-        for key in ("topk", "max_k", "max_queries"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        at_least_one(self, "topk", "max_k", "max_queries")
         if self.topk > self.max_k:
             raise UserError(f"topk: {self.topk} is above max_k={self.max_k}; raise max_k")
         if self.threads < 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from verl.rollout.engine_vllm import GenerateRequest
@@ -56,16 +57,15 @@ class OrderedAdmission:
             future.add_done_callback(lambda done, outer=outer: _copy_result(done, outer))  # type: ignore[misc]
 
 
-class OrderedEpisodeEngine:
+@dataclass(frozen=True)
+class OrderedEpisodeEngine(Engine):
     """The engine as one episode sees it."""
 
-    def __init__(self, admission: OrderedAdmission, key: tuple[str, int]) -> None:
-        self._admission = admission
-        self._key = key
+    admission: OrderedAdmission
+    key: tuple[str, int]
 
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
-        """See ``Engine.generate``."""
-        return await self._admission.submit(self._key, GenerateRequest(token_ids, turn, sampling, seed))
+        return await self.admission.submit(self.key, GenerateRequest(token_ids, turn, sampling, seed))
 
 
 def _copy_result(done: asyncio.Future[Generation], outer: asyncio.Future[Generation]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,50 +33,43 @@ from verl.trainer.state import LoopState
 from verl.trajectory import FloatArray
 
 
+@dataclass(frozen=True)
 class Assigner:
     """ASSIGN in the loop; the coefficient of an adaptive KL is part of the loop's state."""
 
-    def __init__(
-        self,
-        learners: LearnerGroup,
-        config: TrainerConfig,
-        shaping: Shaping,
-        temperature: float,
-        gold: GoldScorer | None = None,
-    ) -> None:
-        self._learners = learners
-        self._config = config
-        self._shaping = shaping
-        self._temperature = temperature
-        self._gold = gold
+    learners: LearnerGroup
+    config: TrainerConfig
+    shaping: Shaping
+    temperature: float
+    gold: GoldScorer | None = None
 
     async def samples(self, groups: Sequence[Group], state: LoopState) -> tuple[list[TrainingSample], dict[str, float]]:
         """See ``assign``; ``state`` gets the next coefficient."""
-        config = self._config
+        config = self.config
         metrics: dict[str, float] = {}
         token_rewards: list[FloatArray] | None = None
         if config.kl_reward.coefficient > 0:
             token_rewards, metrics = await self._kl(groups, state)
-        if self._gold is not None:
-            scores = await self._gold.scores(groups)
+        if self.gold is not None:
+            scores = await self.gold.scores(groups)
             known = [score for score in scores if score is not None]
             metrics |= {"gold_logprob": sum(known) / len(known)} if known else {}
             if config.advantage.needs_gold:
-                samples, weighed = self._gold.samples(groups, scores, config.advantage)
+                samples, weighed = self.gold.samples(groups, scores, config.advantage)
                 return samples, {**metrics, **weighed}
         samples, assigned = assign(
             groups,
             config.advantage,
             drop_uniform=config.drops_uniform,
-            shaping=self._shaping,
+            shaping=self.shaping,
             token_rewards=token_rewards,
         )
         return samples, {**metrics, **assigned}
 
     async def _kl(self, groups: Sequence[Group], state: LoopState) -> tuple[list[FloatArray], dict[str, float]]:
-        config = self._config.kl_reward
+        config = self.config.kl_reward
         samples = [TrainingSample.from_trajectory(e.trajectory, 0.0) for e in usable_episodes(groups)]
-        kl = await self._learners.reference_kl(samples, self._temperature, config.estimator)
+        kl = await self.learners.reference_kl(samples, self.temperature, config.estimator)
         coefficient = config.coefficient if state.kl_coefficient is None else state.kl_coefficient
         tokens = sum(sample.num_policy_tokens for sample in samples)
         mean = sum(float(values.sum()) for values in kl) / max(1, tokens)

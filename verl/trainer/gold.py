@@ -8,6 +8,7 @@ trajectories: the policy's searches as it sampled them, and the accepted answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,36 +60,29 @@ def _before(trajectory: Trajectory) -> list[Segment]:
     return trajectory.segments[:-1] if trajectory.segments[-1].is_policy else trajectory.segments
 
 
+@dataclass(frozen=True)
 class GoldScorer:
     """Log-prob of the accepted answer, for each usable episode."""
 
-    def __init__(
-        self,
-        learners: LearnerGroup,
-        config: GoldLogprobConfig,
-        encode: Encode,
-        *,
-        longest: int,
-        end: Sequence[int] = (),
-    ) -> None:
-        """Episodes that would come to more than ``longest`` tokens have no score; ``end`` ends a turn."""
-        self._learners = learners
-        self._config = config
-        self._encode = encode
-        self._longest = longest
-        self._end = end
+    learners: LearnerGroup
+    config: GoldLogprobConfig
+    encode: Encode
+    longest: int
+    """Episodes that would come to more tokens have no score."""
+    end: Sequence[int] = ()
+    """What ends a turn (token ids)."""
 
     async def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """Log-prob of the answer (nats), the mean of its tokens or their sum, one for each usable episode of all
         groups, in order."""
         pairs = [(group.task, trajectory) for group in groups for trajectory in group.usable]
-        samples = [splice_gold(task, trajectory, self._config, self._encode) for task, trajectory in pairs]
-        fitting = [sample for sample in samples if len(sample) <= self._longest]
-        sums = iter(await self._learners.sum_logprobs(fitting) if fitting else [])
-        return [self._reduced(next(sums), s) if len(s) <= self._longest else None for s in samples]
+        samples = [splice_gold(task, trajectory, self.config, self.encode) for task, trajectory in pairs]
+        fitting = [sample for sample in samples if len(sample) <= self.longest]
+        sums = iter(await self.learners.sum_logprobs(fitting) if fitting else [])
+        return [self._reduced(next(sums), s) if len(s) <= self.longest else None for s in samples]
 
     def _reduced(self, total: float, sample: TrainingSample) -> float:
-        return total if self._config.reduction == "sum" else total / sample.num_policy_tokens
+        return total if self.config.reduction == "sum" else total / sample.num_policy_tokens
 
     def samples(
         self, groups: Sequence[Group], scores: Sequence[float | None], config: AdvantageConfig
@@ -107,10 +101,10 @@ class GoldScorer:
             rewards_of(episodes), index, config, gold_logprobs=torch.tensor([score for _, score in kept])
         ).tolist()
         trained = [
-            gold_sample(groups[e.group].task, e.trajectory, weight, self._config, self._encode, self._end)
+            gold_sample(groups[e.group].task, e.trajectory, weight, self.config, self.encode, self.end)
             for e, weight in zip(episodes, weights, strict=True)
         ]
-        trained = [sample for sample in trained if len(sample) <= self._longest]
+        trained = [sample for sample in trained if len(sample) <= self.longest]
         by_group = [
             [w for e, w in zip(episodes, weights, strict=True) if e.group == place] for place in range(len(groups))
         ]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_agent.retrieval.backends.backend import Backend, Hit, Selective
-from search_agent.retrieval.index.corpus import Faults, open_corpus
+from search_agent.retrieval.index.corpus import Corpus, Faults
 from verl.errors import UserError
 
 DEEPER = 4
@@ -58,7 +58,7 @@ def read_columns(corpus: Path, names: Sequence[str]) -> dict[str, Column]:
     Raises UserError where a field is in no row, or holds texts and numbers both.
     """
     found: dict[str, list[Any]] = {name: [] for name in names}
-    with open_corpus(corpus, Faults(corpus)) as source:
+    with Corpus(corpus, Faults(corpus)) as source:
         for row in source.rows():
             metadata = row.fields.get("metadata")
             fields = {**metadata, **row.fields} if isinstance(metadata, Mapping) else row.fields

@@ -17,6 +17,7 @@ import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import passage_hit
+from search_agent.retrieval.config import at_least_one
 from search_agent.retrieval.index.documents import Documents
 from verl.errors import InfrastructureError, UserError
 
@@ -38,8 +39,7 @@ class Config:
     """Threads of Lucene that share a batch."""
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise UserError(f"threads: {self.threads} is below 1; give 1 or more")
+        at_least_one(self, "threads")
 
 
 def build(config: Config, documents: Documents) -> Lucene:

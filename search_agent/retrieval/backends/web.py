@@ -20,6 +20,7 @@ import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
+from search_agent.retrieval.config import at_least_one
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
 from verl.errors import InfrastructureError, UserError
@@ -121,8 +122,7 @@ class Config:
             raise UserError(f"url: {self.url!r} is no address; write https://HOST/PATH")
         if wrong := [word for word in self.parameters if "=" not in word]:
             raise UserError(f"parameters: {wrong[0]!r} is not name=value")
-        if self.max_chars < 1:
-            raise UserError(f"max_chars: {self.max_chars} is below 1; give 1 or more")
+        at_least_one(self, "max_chars")
 
 
 def build(config: Config, documents: Documents) -> WebSearch:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -57,9 +56,7 @@ class RetrievalClient:
         self._coalescer: Coalescer[Terms, Documents] = Coalescer(self._ask, config.max_queries_per_request, in_flight)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

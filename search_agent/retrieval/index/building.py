@@ -17,7 +17,7 @@ import orjson
 
 from search_agent.retrieval.index import index_files
 from search_agent.retrieval.index.chunks import read_column, read_terms, write_chunk
-from search_agent.retrieval.index.corpus import Faults, open_corpus
+from search_agent.retrieval.index.corpus import Corpus, Faults
 from search_agent.retrieval.index.documents import DATA_NAME
 from search_agent.retrieval.index.merging import merge, write_offsets
 from search_agent.retrieval.index.postings import K1, B, Lexicon, count_terms
@@ -120,7 +120,7 @@ def _resume(work: Path, fresh: _State) -> _State:
 def _count(corpus: Path, work: Path, state: _State, lexicon: Lexicon) -> None:
     """Count the passages that no finished chunk holds; the documents are written along the way."""
     faults, progress = Faults(corpus), Progress("counting terms" if state.words else "reading passages")
-    with open_corpus(corpus, faults) as source, (work / DATA_NAME).open("ab") as documents:
+    with Corpus(corpus, faults) as source, (work / DATA_NAME).open("ab") as documents:
         documents.truncate(state.bytes)
         rows = source.rows(skip=state.rows) if not state.done else iter(())
         while passages := list(islice(rows, state.chunk_passages)):
@@ -158,7 +158,7 @@ def _check_ids(corpus: Path, work: Path, state: _State) -> None:
     if not (hashes[1:] == hashes[:-1]).any():
         return
     faults, seen = Faults(corpus), set[str]()
-    with open_corpus(corpus, faults) as source:
+    with Corpus(corpus, faults) as source:
         for row in source.rows():
             if row.passage.id in seen:
                 faults.add(row.number, f"id {row.passage.id!r} for the second time")

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import orjson
@@ -76,7 +75,7 @@ class Faults:
 
 
 class Corpus:
-    """An open corpus file."""
+    """An open corpus file; use it with ``with``. Raises UserError if there is no such file."""
 
     def __init__(self, path: Path, faults: Faults) -> None:
         try:
@@ -91,9 +90,7 @@ class Corpus:
     def __enter__(self) -> Corpus:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._raw.close()
 
     def fraction(self) -> float:
@@ -151,15 +148,10 @@ class Corpus:
             yield from batch.to_pylist()
 
 
-def open_corpus(path: Path, faults: Faults) -> Corpus:
-    """Open a corpus; use it with ``with``. Raises UserError if there is no such file."""
-    return Corpus(path, faults)
-
-
 def read_passages(path: Path, faults: Faults) -> list[Passage]:
     """All passages of a corpus that fits in memory; a repeated id is a fault too."""
     passages: dict[str, Passage] = {}
-    with open_corpus(path, faults) as corpus:
+    with Corpus(path, faults) as corpus:
         for row in corpus.rows():
             if row.passage.id in passages:
                 faults.add(row.number, f"id {row.passage.id!r} for the second time")

@@ -59,7 +59,7 @@ async def test_options_select_passages(corpus: Path, options: Any, ids: str, sel
     body = {"queries": ["red"], "topk": 3, "ids_only": True, "options": options}
     status, reply, _ = await call(application, "POST", "/retrieve", body)
     assert status == 200
-    assert "".join(row["id"] for row in reply["result"][0]) == ids
+    assert "".join(reply["result"][0]["ids"]) == ids
     _, info, _ = await call(application, "GET", f"/info?options={quote(json.dumps(options))}")
     assert info.get("selected") == selected
     assert info["backend"]["filters"]["date"]["from"] == "2017-05-01"
