@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 USAGE = "write: python -m search_agent.evaluation.compare BEFORE[,SEED ...] AFTER[,SEED ...] [stage=NAME] [out=FILE]"
 _RESAMPLING_SEED = 0
+Measure = Callable[[Sequence[str | None], Sequence[float], int], float]
+"""Of one question: from the answers of its samples, their exact match, and k."""
 
 
 @dataclass(frozen=True)
@@ -152,25 +154,20 @@ def _sampled(
 ) -> dict[str, tuple[float, float]]:
     n = min(_samples((*before, *after), questions))
     ks = sorted({k for k in (2**power for power in range(1, 11)) if k < n} | {n}) if n > 1 else []
-    measures: dict[str, Callable[[Outcomes, int], float]] = {
-        "pass": lambda side, k: fmean(_pass_at(side, identifier, k) for identifier in questions),
-        "maj": lambda side, k: fmean(_majority_at(side, identifier, k) for identifier in questions),
+
+    def mean(measure: Measure, side: Sequence[Outcomes], k: int) -> float:
+        samples = [outcomes.samples[identifier] for outcomes in side for identifier in questions]
+        return fmean(measure([s.answer for s in of_one], [s.scores["em"] for s in of_one], k) for of_one in samples)
+
+    measures: dict[str, Measure] = {
+        "pass": lambda answers, scores, k: pass_at_k(scores.count(1), len(scores), k),
+        "maj": majority_at_k,
     }
     return {
-        f"{name}@{k}": (fmean(measure(side, k) for side in before), fmean(measure(side, k) for side in after))
+        f"{name}@{k}": (mean(measure, before, k), mean(measure, after, k))
         for name, measure in measures.items()
         for k in ks
     }
-
-
-def _pass_at(outcomes: Outcomes, question: str, k: int) -> float:
-    samples = outcomes.samples[question]
-    return pass_at_k(sum(sample.scores["em"] == 1 for sample in samples), len(samples), k)
-
-
-def _majority_at(outcomes: Outcomes, question: str, k: int) -> float:
-    samples = outcomes.samples[question]
-    return majority_at_k([sample.answer for sample in samples], [sample.scores["em"] for sample in samples], k)
 
 
 # -- the command --
