@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_agent.protocols.base import SearchProtocol
+from verl.data.load import MAX_LISTED_FAULTS, read_rows
 from verl.errors import UserError
 from verl.seeds import derive_seed
 from verl.trainer.config import WarmupConfig
+from verl.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from search_agent.chat_traces import ChatReader
     from verl.data.samples import TrainingSample
-    from verl.trajectory import Trajectory
 
 NO_DAY = "2026-01-01"
 """What chat templates print as today where the environment names no day."""
@@ -110,8 +111,6 @@ def read_traces(path: Path, model: Path, today: date, *, desirable: bool) -> lis
 
 
 def _listed(faults: list[str], path: Path) -> list[str]:
-    from verl.data.load import MAX_LISTED_FAULTS
-
     if len(faults) <= MAX_LISTED_FAULTS:
         return faults
     return [*faults[:MAX_LISTED_FAULTS], f"{path}: {len(faults)} faulty rows in all"]
@@ -119,8 +118,6 @@ def _listed(faults: list[str], path: Path) -> list[str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a jsonl or parquet file, or of a json file that is one list; a str is why a row cannot be read."""
-    from verl.data.load import read_rows
-
     if path.suffix != ".json":
         yield from read_rows(path)
         return
@@ -143,8 +140,6 @@ def _open_reader(model: Path, today: date) -> ChatReader:
 
 
 def _recorded(row: dict[str, Any]) -> Trajectory:
-    from verl.trajectory import Trajectory
-
     trace = Trajectory.from_record({key: value for key, value in row.items() if key not in ("weight", "label")})
     if trace.outcome == "aborted" or not trace.num_policy_tokens:
         raise ValueError("it is aborted" if trace.outcome == "aborted" else "the policy wrote nothing in it")
