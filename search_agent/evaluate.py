@@ -25,7 +25,11 @@ RUNS = Path("runs")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run."""
+    """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run; or
+    what ``endpoint=`` serves, of which ``model=`` names the tokenizer."""
+    from search_agent.evaluation.journal import alone
+    from search_agent.evaluation.playing import evaluate_served
+    from search_agent.evaluation.served import split_endpoint
     from search_agent.manifests import address_faults
     from search_agent.model_folder import model_faults
     from search_agent.report import evaluation_table, warning_lines
@@ -34,19 +38,27 @@ def main(arguments: Sequence[str]) -> int:
     from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
 
-    config = evaluated_config(arguments)
-    refuse(model_faults(config) + address_faults(config) + path_faults(config.cluster))
-    default = RUNS / f"eval-{config.name}-{config_hash(results_config(config))}"
+    served, others = split_endpoint(arguments)
+    named = last_value(others, "model") is not None
+    config = evaluated_config(others if named or served is None else [*others, f"model={served.endpoint_model}"])
+    refuse(address_faults(config) + ([] if served else model_faults(config) + path_faults(config.cluster)))
+    results = results_config(config)
+    default = RUNS / f"eval-{config.name}-{config_hash({**results, **(served.played if served else {})})}"
     folder = RunFolder(writable_folder(Path(config.run_dir or default)))
     folder.logs.mkdir(exist_ok=True)
     folder.trajectories.mkdir(exist_ok=True)
-    keep_config(folder, config)
-    with closing(start_guardian(folder.path)) as guardian:
-        result = asyncio.run(evaluate(config, folder, guardian.scratch))
-    folder.write_json("evaluation.json", {"model": config.model, **result})
+    with alone(folder.path):
+        keep_config(folder, config)
+        if served:
+            result = asyncio.run(evaluate_served(config, served, folder, results))
+        else:
+            with closing(start_guardian(folder.path)) as guardian:
+                result = asyncio.run(evaluate(config, folder, guardian.scratch))
+        model = served.endpoint_model if served else config.model
+        folder.write_json("evaluation.json", {"model": model, **(served.played if served else {}), **result})
     console = screen()
     episodes = " and ".join(f"{found['n']} {name}" for name, found in result.items())
-    console.print(evaluation_table(f"{config.model}, {episodes} episodes", {"": result}))
+    console.print(evaluation_table(f"{model}, {episodes} episodes", {"": result}))
     say(console, *warning_lines({"": result}))
     say(console, f"record: {folder.path / 'evaluation.json'}; episodes: {folder.trajectories}")
     return 0

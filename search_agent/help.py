@@ -33,7 +33,9 @@ the results of one that is finished. -m before the keys runs a grid.
 Score a model on the test questions, greedily and sampled; without arguments, the best checkpoint of the newest run.
 
   bash cmd/eval.sh model=runs/RUN                              under the run's own configuration
-  bash cmd/eval.sh model=runs/RUN evaluation.test_tasks=100    the first 100 questions""",
+  bash cmd/eval.sh model=runs/RUN evaluation.test_tasks=100    the first 100 questions
+  bash cmd/eval.sh endpoint=http://HOST:PORT/v1 endpoint_model=NAME model=FOLDER   what a server of OpenAI's API serves;
+      endpoint_api=chat sends messages, endpoint_key=VARIABLE holds the key, endpoint_concurrency=64 at once""",
     "ask": """bash cmd/ask.sh [model=RUN or HUGGING_FACE_FOLDER] [key=value ...] "question"
 
 Ask a trained model one question, and see it think, search, read and answer; without model=, the newest run's best.

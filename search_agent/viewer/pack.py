@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from search_agent.evaluation.diagnostics import Diagnosis, accuracy_by_searches, diagnose, summarise
 from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.evidence import EVIDENCE
@@ -168,13 +170,14 @@ def _segment(segment: Segment, protocol: SearchProtocol, pieces: Pieces) -> dict
     text = segment.text
     record: dict[str, Any] = {"k": segment.kind[0], "u": segment.turn, "n": len(segment), "t": text}
     if segment.is_policy:
+        known = bool(np.isfinite(segment.logprobs).all())  # a served model need not say how likely its tokens were
         versions = sorted({int(version) for version in segment.versions})
         record |= {
             "f": segment.finish_reason,
             "v": versions[:1] + versions[-1:] if len(versions) > 1 else versions,
             # Hundredths of a nat: finer than a shade can show.
-            "l": [round(-100 * value) for value in segment.logprobs.tolist()],
-            "p": pieces.lengths(segment.token_ids.tolist(), text),
+            "l": [round(-100 * value) for value in segment.logprobs.tolist()] if known else [],
+            "p": pieces.lengths(segment.token_ids.tolist(), text) if known else None,
             "x": [
                 [span.kind, utf16_length(text[: span.begin]), utf16_length(text[: span.end])]
                 for span in protocol.spans(text)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -72,6 +72,12 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
     with gzip.open(path, "wb", compresslevel=1) as file:
         for episode in episodes:
             file.write(_json_line(episode.to_record()))
+
+
+def append_episode(file: BinaryIO, episode: Episode) -> None:
+    """Add a line to an uncompressed file of episodes, and hand it to the system: it outlives the process."""
+    file.write(_json_line(episode.to_record()))
+    file.flush()
 
 
 def read_episodes(file: Path) -> Iterator[Episode]:
