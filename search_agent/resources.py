@@ -44,7 +44,7 @@ def check_shared_memory(weights_gib: float, store_gib: float, folder: Path = Pat
     return [
         f"{folder} has {free_gib:.2f} GiB free and the run puts {weights_gib + store_gib:.2f} there "
         f"({weights_gib:.2f} of weights, {store_gib:.2f} of cluster.object_store_mib): start the container with "
-        f"--shm-size={math.ceil(weights_gib + store_gib)}g, or on GPUs write rollout.engine.weight_transfer=ipc or nccl"
+        f"--shm-size={math.ceil(weights_gib + store_gib)}g, or on GPUs write weight_transfer=ipc or nccl (half of it)"
     ]
 
 

@@ -58,9 +58,12 @@ def engine_weights_gib(config: RunConfig, shape: ModelShape) -> float:
 
 
 def shared_memory_gib(config: RunConfig, shape: ModelShape) -> float:
-    """Weights in a node's ``/dev/shm`` while a version takes the place of another; none where they travel by GPU."""
-    transfers = config.rollout.engine.weight_transfer != "shm"
-    return 0.0 if transfers else 2 * shape.parameters * BYTES[config.rollout.engine.dtype] / _GIB
+    """Weights in a node's ``/dev/shm``: two versions while one takes the place of another.
+
+    Where they travel by GPU it is one, for engines that join and the last evaluation.
+    """
+    versions = 2 if config.rollout.engine.weight_transfer == "shm" else 1
+    return versions * shape.parameters * BYTES[config.rollout.engine.dtype] / _GIB
 
 
 def kv_cache_gib(config: RunConfig, shape: ModelShape) -> float:

@@ -185,9 +185,9 @@ class RolloutPool:
 
     @contextlib.asynccontextmanager
     async def resting(self) -> AsyncIterator[None]:
-        """The learner's turn: inside the block engines that share its GPUs sleep. Episodes go on afterwards.
+        """The learner's turn: inside the block engines that share its GPUs sleep. Where nothing is shared: nothing.
 
-        Nobody joins and no weights are given out meanwhile. Where nothing is shared this does nothing.
+        Nobody joins and no weights are given out meanwhile. Afterwards engines wait for new weights; theirs are gone.
         """
         if not self._sleeps:
             yield
@@ -198,10 +198,13 @@ class RolloutPool:
             await self.on_all("wake", lambda actor: actor.wake.remote())
 
     async def stalls(self) -> list[Stall]:
-        """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog."""
+        """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog.
+
+        A worker that is starting is told of as well: others may wait for it.
+        """
         if self._roster.frozen:
             return []
-        return list(await asyncio.gather(*(replica.stall() for replica in self._roster.serving)))
+        return list(await asyncio.gather(*(replica.stall() for replica in self._roster.watched)))
 
 
 def _key(request: GroupRequest) -> str:

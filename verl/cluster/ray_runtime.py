@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -32,6 +33,9 @@ _QUIET = {
     # Ray would start workers at niceness 15: on a shared machine the run would then wait for everything else.
     "RAY_worker_niceness": "0",
 }
+
+_CALLS_AT_ONCE = 1_000_000
+"""More calls than are ever open at an asynchronous actor."""
 
 
 def path_faults(config: ClusterConfig, python: str = sys.executable) -> list[str]:
@@ -125,7 +129,8 @@ class RayRuntime:
     ) -> Any:
         """Start an actor in its own process, with its threads set before anything is imported there.
 
-        ``place`` is the index of a reserved bundle (none: wherever there is a CPU), ``gpus`` what it takes of it.
+        ``place`` is the index of a reserved bundle (none: wherever there is a CPU), ``gpus`` what it takes of it. An
+        actor whose methods are asynchronous answers every call at once, however many are open.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -135,6 +140,9 @@ class RayRuntime:
         strategy: Any = "DEFAULT"
         if place is not None:
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
+        # Ray would let 1,000 calls in: at a high staleness groups fill that, and new weights wait outside.
+        is_async = any(inspect.iscoroutinefunction(method) for _, method in inspect.getmembers(cls))
+        options = {"max_concurrency": _CALLS_AT_ONCE} if is_async else {}
         handle = (
             ray.remote(cls)
             .options(
@@ -142,6 +150,7 @@ class RayRuntime:
                 num_gpus=gpus,
                 scheduling_strategy=strategy,
                 runtime_env={"env_vars": thread_environment(threads), **self._python},
+                **options,
             )
             .remote(*args, **kwargs)
         )

@@ -31,6 +31,8 @@ class Replica:
         """When it was last heard of, by the watchdog."""
         self.serving = False
         """Whether it can be given work."""
+        self.opening: float | None = None
+        """Since when it has been starting, while it does."""
         self.gone: Exception | None = None
         """Why it will not come back."""
 
@@ -44,7 +46,10 @@ class Replica:
         return first_cause(error, f"{self.name} {doing}".rstrip(), [self.log])
 
     async def stall(self) -> Stall:
-        """What its episodes wait for, and how long nothing has moved for one of them."""
+        """What its episodes wait for, how long nothing has moved for one of them; or how long it has been starting."""
+        if self.opening is not None:
+            which = f"restart {self.restarts}, " if self.restarts else ""
+            return Stall(self.name, time.monotonic() - self.opening, f"it is starting ({which}log: {self.log})")
         try:
             status = await asyncio.wait_for(answer(self.actor.status.remote()), STATUS_TIMEOUT_S)
         except TimeoutError:

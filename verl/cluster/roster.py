@@ -65,6 +65,11 @@ class Roster:
         """Those in service now."""
         return [replica for replica in self.all if replica.serving]
 
+    @property
+    def watched(self) -> list[Replica]:
+        """Those in service or starting now."""
+        return [replica for replica in self.all if replica.serving or replica.opening is not None]
+
     # -- starting and stopping --
 
     def check(self) -> None:
@@ -91,8 +96,14 @@ class Roster:
 
     async def _open(self, replicas: Sequence[Replica]) -> None:
         """Wait until the workers are ready. Raises InfrastructureError or UserError that says what kept them."""
-        answers = [replica.actor.open.remote() for replica in replicas]
-        await ready("rollout workers", answers, self._timeout_s, [replica.log for replica in replicas])
+        for replica in replicas:
+            replica.opening = time.monotonic()
+        try:
+            answers = [replica.actor.open.remote() for replica in replicas]
+            await ready("rollout workers", answers, self._timeout_s, [replica.log for replica in replicas])
+        finally:
+            for replica in replicas:
+                replica.opening = None
 
     # -- dying and coming back --
 

@@ -83,16 +83,15 @@ class VllmEngine:
     async def sleep(self) -> None:
         """Pause and give a GPU's memory to the learner beside it (``sleeps``); on CPU it only pauses.
 
-        Requests keep their place; after ``wake`` they are read again and go on. The freeing itself was not run on the
-        machine this was written on, which has no GPU.
+        Requests keep their place and are read again. The engine has no weights from now on: it steps again once it was
+        woken and the next version came.
         """
         await self._thread.pause()
         await self._thread.call(lambda: self._vllm.sleep(), fatal=True)
 
     async def wake(self) -> None:
-        """Take the memory back and step again."""
+        """Take the memory back, for the next version to be loaded into."""
         await self._thread.call(lambda: self._vllm.wake(), fatal=True)
-        await self._thread.resume()
 
     # -- weights --
 
@@ -105,12 +104,13 @@ class VllmEngine:
         await self._thread.resume()
 
     async def update_weights(self, update: WeightUpdate, version: int) -> None:
-        """Load new weights from a file between two steps; tokens sampled afterwards carry ``version``.
+        """Load new weights from a file between two steps and step on; tokens sampled afterwards carry ``version``.
 
         Raises EngineDiedError if the file is not what ``update`` says or holds another version, for nothing may be
         sampled from weights that nobody can name.
         """
         await self._thread.call(lambda: self._vllm.load_update(update, version), fatal=True)
+        await self._thread.resume()
 
     async def transfer(self, method: str, arguments: dict[str, Any]) -> None:
         """One call of vLLM's weight-transfer API, between two steps (``weight_transfer: ipc`` or ``nccl``).
@@ -121,11 +121,12 @@ class VllmEngine:
         await self._thread.call(lambda: self._vllm.transfer(method, **arguments), fatal=True)
 
     async def commit_received(self, version: int, sent: Sent) -> None:
-        """Weights that came by ``transfer`` are whole: tokens sampled from now on carry ``version``.
+        """Weights that came by ``transfer`` are whole: it steps on, and tokens sampled from now on carry ``version``.
 
         Raises EngineDiedError, for the engine is dead then, if it does not hold what was sent.
         """
         await self._thread.call(lambda: self._vllm.commit_received(version, sent), fatal=True)
+        await self._thread.resume()
 
     # -- life --
 

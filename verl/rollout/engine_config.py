@@ -41,6 +41,10 @@ class EngineConfig:
     """Tokens of a KV block, the unit of prefix caching: small enough that short shared prompts hit."""
     prefix_caching: bool = True
     """Reuse keys and values of a prefix seen before (turns of an episode, samples of a task)."""
+    after_push: Literal["refresh", "keep"] = "refresh"
+    """What new weights mean for a request in flight. ``refresh`` reads all its tokens again, so that the next ones are
+    exactly the new policy's. ``keep`` goes on with the keys and values that older weights made, at no cost, for bounded
+    staleness with a correction; later requests never find those. With ``placement=shared`` it is always ``refresh``."""
     enforce_eager: bool = True
     """Run without compiled graphs. True on CPU (starts in seconds); False on GPUs for speed."""
     weight_transfer: Literal["shm", "ipc", "nccl"] = "shm"

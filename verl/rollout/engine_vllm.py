@@ -55,6 +55,9 @@ class VllmSteppable:
         self._tokenizer = self._engine.get_tokenizer()
         self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
         self._requests: set[str] = set()
+        self._keeps = config.after_push == "keep"
+        self._version = 0
+        self._holds_base = False
         self.tokens = TokenCounts()
 
     # -- Steppable --
@@ -67,7 +70,9 @@ class VllmSteppable:
 
         arguments = sampling_arguments(request.turn, request.sampling, request.seed)
         params = SamplingParams(**arguments, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
-        inner_key = self._engine.add_request(key, tokens_input(list(request.token_ids)), params)
+        # Where older keys and values stay, a request finds none but those of its own weights.
+        salt = str(self._version) if self._keeps else None
+        inner_key = self._engine.add_request(key, tokens_input(list(request.token_ids), cache_salt=salt), params)
         # Stop strings need text; the text of each log-prob would cost a decoding a token, a quarter of a small model's
         # step, and nobody reads it.
         self._engine.output_processor.request_states[inner_key].logprobs_processor.tokenizer = None
@@ -117,6 +122,7 @@ class VllmSteppable:
         self._engine.collective_rpc("load_file", kwargs={"update": update, "version": version})
         if update.base is None:  # with adapters the sum is made here
             self._check_loaded(update.sums, version, list(ENDS))
+        self._holds_base = update.base is not None
         self.commit_version(version)
 
     def commit_received(self, version: int, sent: Sent) -> None:
@@ -133,21 +139,26 @@ class VllmSteppable:
         check_loaded(sent, self._engine.collective_rpc("loaded_sums", kwargs={"names": names}), version)
 
     def commit_version(self, version: int) -> None:
-        """Label new tokens with ``version`` and drop all keys and values that older weights made.
+        """Label new tokens with ``version``; no later request finds keys and values that older weights made.
 
-        Requests in flight are put back and read again whole, prompt and generated tokens, with the new weights: their
-        next tokens are then exactly the new policy's, given the tokens so far.
+        To ``refresh``, requests in flight are put back and read again whole, prompt and generated tokens, with the new
+        weights: their next tokens are then exactly the new policy's, given the tokens so far.
         """
         self._engine.set_weight_version(str(version))
-        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._version = version
+        if not self._keeps:
+            self._engine.reset_prefix_cache(reset_running_requests=True)
 
     def sleep(self) -> None:
-        """Give a GPU's memory back: weights move to host memory, keys and values are dropped and read again later."""
+        """Give a GPU's memory back, weights included, for new ones come before the next step; requests are read again.
+
+        Where adapters travel alone, what they are added to stays, in host memory.
+        """
         self._engine.reset_prefix_cache(reset_running_requests=True)
-        self._engine.sleep(level=1, mode="keep")
+        self._engine.sleep(level=1 if self._holds_base else 2, mode="keep")
 
     def wake(self) -> None:
-        """Take the memory again, with the weights that were there."""
+        """Take the memory again; it holds no weights until the next version is loaded."""
         self._engine.wake_up()
 
     # -- vLLM's outputs --

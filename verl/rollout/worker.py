@@ -83,7 +83,10 @@ class RolloutWorker:
         ]
 
     async def update_weights(self, update: WeightUpdate, version: int) -> None:
-        """Replace the weights in place, between two engine steps; tokens sampled from now on carry ``version``."""
+        """Replace the weights in place, between two engine steps; tokens sampled from now on carry ``version``.
+
+        An engine that was woken steps again.
+        """
         await self._engine.update_weights(update, version)
 
     async def pause(self) -> None:
@@ -97,14 +100,13 @@ class RolloutWorker:
     async def commit_received(self, version: int, sent: Sent) -> None:
         """The weights are ``version``, if they are what was sent; episodes go on."""
         await self._engine.commit_received(version, sent)
-        await self._engine.resume()
 
     async def sleep(self) -> None:
         """Hold all episodes and give a GPU's memory to the learner beside it; on CPU the engine only pauses."""
         await self._engine.sleep()
 
     async def wake(self) -> None:
-        """Take the memory back; episodes go on where they were."""
+        """Take the memory back; episodes go on where they were once the next weights came."""
         await self._engine.wake()
 
     async def probe(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, float, float]]:

@@ -38,6 +38,8 @@ class FakeWorker:
         self.versions: list[int | None] = []
         """Of its weights, when each call came."""
         self.asleep = self.silent = self.noisy = False
+        self.empty = False
+        """Whether it gave its weights up."""
         self.fail_at: dict[str, Exception] = {}
         """What the next call of a name raises."""
         self.go = asyncio.Event()
@@ -72,7 +74,7 @@ class FakeWorker:
             raise InfrastructureError("it cannot start")
 
     async def do_run_groups(self, requests: Sequence[GroupRequest]) -> list[Group]:
-        assert not self.asleep
+        assert (self.asleep, self.empty) == (False, False)
         self.versions.append(self.version)
         self.calls.append([request.number for request in requests])
         await self.go.wait()
@@ -84,7 +86,8 @@ class FakeWorker:
 
     async def do_update_weights(self, update: Any, version: int) -> None:
         await asyncio.sleep(0)
-        self.version = version
+        assert not self.asleep
+        self.version, self.empty = version, False
 
     async def do_pause(self) -> None:
         await asyncio.sleep(0)
@@ -92,13 +95,13 @@ class FakeWorker:
 
     async def do_commit_received(self, version: int, sent: Sent) -> None:
         assert (self.asleep, self.received, self.noisy) == (True, sent.checksum, False)
-        self.version, self.asleep = version, False
+        self.version, self.asleep, self.empty = version, False, False
 
     async def do_probe(self, prompts: Sequence[Sequence[int]]) -> Any:
         return [(self.version, 0.0, 0.0) for _ in prompts]
 
     async def do_sleep(self) -> None:
-        self.asleep = True
+        self.asleep = self.empty = True
 
     async def do_wake(self) -> None:
         self.asleep = False
@@ -481,6 +484,7 @@ async def test_engines_that_share_gpus_sleep_in_the_learners_turn_alone(tmp_path
         assert processes.now(1).asleep
         assert await processes.pool.stalls() == []
     assert not processes.now(0).asleep
+    await processes.push(1)
     await processes.pool.run(requests([1, 2]))
 
 
@@ -496,6 +500,7 @@ async def test_a_worker_that_died_in_the_learners_turn_starts_after_it(tmp_path:
         processes.now(0).die()
         await settle()
     assert len(processes.made[0]) == 1
+    await processes.push(1)
     await processes.pool.run(requests(range(4)))
     await settle()
     assert len(processes.made[0]) == 2
@@ -509,6 +514,31 @@ async def test_a_worker_that_is_starting_again_is_waited_for_before_engines_slee
     async with processes.pool.resting():
         assert [processes.now(number).asleep for number in (0, 1)] == [True, True]
     assert len(processes.made[0]) == 2
+
+
+async def test_the_watchdog_is_told_of_a_worker_that_the_learners_turn_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = Processes(tmp_path, 2, sleeps=True, max_restarts=1)
+    await processes.pool.ready()
+    opens = asyncio.Event()
+    monkeypatch.setattr(FakeWorker, "do_open", lambda self: opens.wait())
+    processes.now(0).die()
+    await processes.pool.run(requests(range(4)))
+
+    async def learn() -> None:
+        async with processes.pool.resting():
+            assert processes.now(0).asleep
+
+    turn = asyncio.create_task(learn())
+    await settle()
+    starting, playing = await processes.pool.stalls()
+    assert (starting.who, playing.who) == ("rollout_0", "rollout_1")
+    assert starting.text.startswith("it is starting (restart 1, log: ")
+    assert (starting.seconds > 0, playing.seconds) == (True, 0.0)
+    opens.set()
+    await turn
+    assert not any("starting" in stall.text for stall in await processes.pool.stalls())
 
 
 async def test_the_watchdog_is_told_what_each_worker_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

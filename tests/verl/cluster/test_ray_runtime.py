@@ -28,6 +28,11 @@ class Worker:
     def pid(self): return os.getpid()
     def die(self): os._exit(1)
 
+class Gate:
+    def __init__(self): self.opened = asyncio.Event()
+    async def passed(self): await self.opened.wait()
+    async def open(self): self.opened.set()
+
 async def main(runtime):
     worker = runtime.actor(Worker, 1, place=0)
     before = await worker.pid.remote()
@@ -39,6 +44,11 @@ async def main(runtime):
     runtime.kill(worker)
     again = runtime.actor(Worker, 1, place=0)
     assert await again.pid.remote() != before
+    runtime.kill(again)
+    gate = runtime.actor(Gate, 1, place=0)
+    passing = [gate.passed.remote() for _ in range(1200)]  # 1,000 is Ray's own bound
+    await asyncio.wait_for(asyncio.wrap_future(gate.open.remote().future()), 60)
+    await asyncio.gather(*passing)
     await asyncio.sleep(2)  # Ray's notice of the death would come by now
 
 with RayRuntime(ClusterConfig(), 1, Path(sys.argv[1])) as runtime:

@@ -203,7 +203,10 @@ async def test_requests_given_up_leave_the_engine_and_it_lives(engine: VllmEngin
     assert (stats.running, stats.waiting) == (0, 0)
 
 
-async def test_requests_sleep_and_wake_with_the_engine(engine: VllmEngine) -> None:
+async def test_requests_sleep_and_wake_with_the_engine_and_go_on_with_the_next_weights(
+    engine: VllmEngine, updates: Callable[[int, int], WeightUpdate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = slept_at(engine, monkeypatch)
     requests = [GenerateRequest([70 + i, 71], Turn(150), GREEDY, i) for i in range(8)]
     undisturbed = await asyncio.gather(*engine.generate_many(requests))
     futures = engine.generate_many(requests)
@@ -212,11 +215,28 @@ async def test_requests_sleep_and_wake_with_the_engine(engine: VllmEngine) -> No
     await engine.sleep()
     busy = engine.stats().busy_s
     late = engine.generate_many(requests[:1])
-    await engine._thread.call(lambda: None)
-    assert engine.stats().busy_s == busy
     await engine.wake()
+    for _ in range(20):
+        await engine._thread.call(lambda: None)
+    assert engine.stats().busy_s == busy  # it has no weights yet
+    await engine.update_weights(updates(0, 0), 0)
     generations = await asyncio.gather(*futures, *late)
     assert [g.token_ids for g in generations] == [g.token_ids for g in (*undisturbed, undisturbed[0])]
+    assert levels == [2]
+
+
+def slept_at(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The levels of vLLM's sleep from now on: at 1 weights move to host memory, at 2 they are given up."""
+    levels: list[int] = []
+    inner = engine._vllm._engine
+    sleep = inner.sleep
+
+    def noted(level: int, mode: Any) -> None:
+        levels.append(level)
+        sleep(level=level, mode=mode)
+
+    monkeypatch.setattr(inner, "sleep", noted)
+    return levels
 
 
 async def test_an_update_reaches_every_weight_and_empties_the_prefix_cache(
@@ -262,8 +282,13 @@ async def test_requests_in_flight_go_on_across_an_update(
 
 
 async def test_adapters_added_to_a_base_are_the_merged_weights(
-    engine: VllmEngine, models: list[Any], updates: Callable[[int, int], WeightUpdate], tmp_path: Path
+    engine: VllmEngine,
+    models: list[Any],
+    updates: Callable[[int, int], WeightUpdate],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    levels = slept_at(engine, monkeypatch)
     base, merged = models[0], copy.deepcopy(models[0])
     adapters: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(6)
@@ -276,6 +301,8 @@ async def test_adapters_added_to_a_base_are_the_merged_weights(
     held = publish(base.named_parameters(), 7, tmp_path, "base")
     ids = [5, 6, 7, 8]
     for version in (7, 8):  # the base with it, then the adapters alone
+        await engine.sleep()
+        await engine.wake()
         update = publish(adapters.items(), version, tmp_path, "adapters")
         await engine.update_weights(replace(update, base=held, scale=2.0), version)
         generation = await engine.generate(ids, Turn(20), Sampling(), 0)
@@ -285,4 +312,37 @@ async def test_adapters_added_to_a_base_are_the_merged_weights(
             for name, weight in merged.named_parameters():
                 if name + UP in adapters:
                     weight.add_(4.0 * (adapters[name + UP] @ adapters[name + DOWN]))
+    assert levels == [2, 1]  # the base is not sent again
     await engine.update_weights(updates(0, 9), 9)
+
+
+def in_flight(engine: VllmEngine) -> dict[str, int]:
+    """Tokens whose keys and values are there, by request."""
+    requests = engine._vllm._engine.engine_core.engine_core.scheduler.requests
+    return {key: request.num_computed_tokens for key, request in requests.items()}
+
+
+@pytest.mark.parametrize("after_push", ["refresh", "keep"])
+async def test_what_a_push_means_for_requests_in_flight_is_a_key_and_later_ones_are_exact(
+    tiny_model: Path, models: list[Any], updates: Callable[[int, int], WeightUpdate], after_push: Any
+) -> None:
+    engine = VllmEngine(tiny_model, replace(CONFIG, after_push=after_push), seed=0)
+    ids = [3, 4, 5, 6] * 30
+    futures = engine.generate_many([GenerateRequest([*ids, i], Turn(100), Sampling(), i) for i in range(4)])
+    while min(in_flight(engine).values(), default=0) < len(ids) + 5:
+        await engine._thread.call(lambda: None)
+    await engine.pause()
+    read = in_flight(engine)
+    update = updates(1, 1)
+    await engine._thread.call(lambda: engine._vllm.load_update(update, 1))
+    assert in_flight(engine) == (read if after_push == "keep" else dict.fromkeys(read, 0))
+    await engine.resume()
+    exact = await engine.generate(ids, Turn(20), Sampling(), 1)
+    assert_close(exact.logprobs, logprobs_by(models[1], [*ids, *exact.token_ids])[len(ids) :])
+    for i, generation in enumerate(await asyncio.gather(*futures)):
+        assert set(generation.versions) == {0, 1}
+        of_new = generation.versions.index(1)
+        whole = [*ids, i, *generation.token_ids]
+        by_new = logprobs_by(models[1], whole)[len(ids) + 1 + of_new :]
+        assert np.allclose(generation.logprobs[of_new:], by_new, atol=1e-4) == (after_push == "refresh")
+    await engine.close()

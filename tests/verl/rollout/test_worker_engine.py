@@ -132,7 +132,9 @@ async def test_an_episode_goes_on_across_an_update_and_its_tokens_keep_their_ver
     await worker.update_weights(publish(scaled(tiny_model, 1.0), 2, tmp_path), 2)
 
 
-async def test_episodes_are_held_while_the_engine_sleeps_and_go_on(worker: RolloutWorker) -> None:
+async def test_episodes_are_held_while_the_engine_sleeps_and_go_on(
+    worker: RolloutWorker, tiny_model: Path, tmp_path: Path
+) -> None:
     run = asyncio.create_task(worker.run_groups(requests(3)))
     await until_searching(worker, 3)
     await worker.sleep()
@@ -140,9 +142,10 @@ async def test_episodes_are_held_while_the_engine_sleeps_and_go_on(worker: Rollo
     while (await worker.status()).waiting.keys() != {"engine"}:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     before = worker.stats()["busy_s"]
+    await worker.wake()
     await asyncio.sleep(0.05)
     assert worker.stats()["busy_s"] == before
-    await worker.wake()
+    await worker.update_weights(publish(scaled(tiny_model, 1.0), 3, tmp_path), 3)
     [group] = await run
     assert [trajectory.outcome for trajectory in group.trajectories] == ["finished"] * 3
 
