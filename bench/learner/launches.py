@@ -73,7 +73,7 @@ def measure(quick: bool) -> Iterator[Figure]:
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         learner.update(samples)
     count = launches(recorded.events())
-    yield Figure.at_most(f"launches of an update of {PACKS} packs, {LAYERS} layers", count, "kernels", 7_600)
+    yield Figure.at_most(f"launches of an update of {PACKS} packs, {LAYERS} layers", count, "kernels", 5_242)
 
 
 def _sample(rng: np.random.Generator) -> TrainingSample:

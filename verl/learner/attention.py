@@ -17,10 +17,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -31,8 +30,6 @@ PACKED = "sleuth_packed"
 
 # What model families pass to attention besides queries, keys and values, and this module does not do.
 _REFUSED = ("softcap", "s_aux", "dropout")
-
-IntArray = npt.NDArray[np.int64]
 
 # A call of the kernel, with the moves around it, takes as long as attention over a sequence of so many tokens.
 _CALL_TOKENS = 192
@@ -64,20 +61,24 @@ class AttentionLayout:
         return max(self.lengths)
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, int, Tensor, Tensor], ...]:
-        """``(sequences, width, packed, padded)`` of each group: token ``packed[i]`` stands at ``padded[i]`` in it."""
+    def groups(self) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor]:
+        """``(sequences, width)`` of each group; the packed token of each padded row; the padded row of each token.
+
+        Group follows group, and sequence sequence. What pads a sequence is its last token, again.
+        """
         lengths = np.asarray(self.lengths)
         starts = np.cumsum(lengths) - lengths
-        return tuple(self._group(np.asarray(m), lengths[m], starts[m]) for m in group_lengths(self.lengths))
-
-    def _group(self, members: IntArray, lengths: IntArray, starts: IntArray) -> tuple[int, int, Tensor, Tensor]:
-        width = int(lengths.max())
-        # Each token's place within its sequence, then where that sequence starts in either form.
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        packed = within + np.repeat(starts, lengths)
-        padded = within + np.repeat(np.arange(len(members)) * width, lengths)
+        shapes, packed, padded, rows = [], [], np.empty(lengths.sum(), np.int64), 0
+        for members in group_lengths(self.lengths):
+            width = self.lengths[members[0]]
+            shapes.append((len(members), width))
+            for member in members:
+                length, start = self.lengths[member], starts[member]
+                packed.append(start + np.minimum(np.arange(width), length - 1))
+                padded[start : start + length] = rows + np.arange(length)
+                rows += width
         device = self.cu_seqlens.device
-        return len(members), width, torch.from_numpy(packed).to(device), torch.from_numpy(padded).to(device)
+        return tuple(shapes), torch.from_numpy(np.concatenate(packed)).to(device), torch.from_numpy(padded).to(device)
 
 
 def group_lengths(lengths: Sequence[int], call_tokens: int = _CALL_TOKENS) -> list[list[int]]:
@@ -95,28 +96,26 @@ def group_lengths(lengths: Sequence[int], call_tokens: int = _CALL_TOKENS) -> li
     return groups
 
 
-class _MoveRows(torch.autograd.Function):
-    """Rows ``source`` of a tensor to rows ``target`` of a zero tensor. Neither repeats, so backward is the same move.
+class _PickRows(torch.autograd.Function):
+    """Rows ``there`` of a tensor, whose own rows stand at ``back`` in the result if that is the longer one.
 
-    Indexing would do it too, but its backward has to add up, since it cannot know that no row repeats.
+    Indexing would do it too, but its backward has to add up: it cannot know that rows which repeat are padding, whose
+    gradient is 0.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, source: Tensor, target: Tensor, total: int) -> Tensor:
-        ctx.save_for_backward(source, target)
-        ctx.total = rows.shape[0]  # type: ignore[attr-defined]
-        return _moved(rows, source, target, total)
+    def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(there, back)
+        ctx.total = rows.shape[0]
+        return rows.index_select(0, there)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        source, target = ctx.saved_tensors
-        return _moved(grad, target, source, ctx.total), None, None, None
-
-
-def _moved(rows: Tensor, source: Tensor, target: Tensor, total: int) -> Tensor:
-    make = rows.new_empty if len(target) == total else rows.new_zeros
-    return make(total, *rows.shape[1:]).index_copy_(0, target, rows.index_select(0, source))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        there, back = ctx.saved_tensors
+        if len(there) >= ctx.total:
+            return grad.index_select(0, back), None, None
+        return grad.new_zeros(ctx.total, *grad.shape[1:]).index_copy_(0, there, grad), None, None
 
 
 def packed_attention(
@@ -142,7 +141,7 @@ def packed_attention(
             raise NotImplementedError(f"attention with {name} over packed sequences")
     if sliding_window is not None and sliding_window < layout.max_length:
         raise NotImplementedError(f"sliding window of {sliding_window} tokens, sequences of {layout.max_length}")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if layout.split is not None:
         q, k, v = _to_heads(layout.split, q, k, v)
     kernel = _flash if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) else _grouped_sdpa
@@ -161,26 +160,23 @@ def _to_heads(split: SequenceSplit, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
 
 def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float | None) -> Tensor:
     """SDPA a group of similar lengths at a time; ``[tokens, heads, head_dim]`` in and out."""
-    out: Tensor | None = None
-    for sequences, width, packed, padded in layout.groups:
-        rows = sequences * width
-        parts = (_MoveRows.apply(x, packed, padded, rows).view(sequences, width, *x.shape[1:]) for x in (q, k, v))
-        qs, ks, vs = (_repeat_heads(x.transpose(1, 2), q.shape[1]) for x in parts)
-        attended = scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale)
-        flat = attended.transpose(1, 2).reshape(rows, *q.shape[1:])
-        part = _MoveRows.apply(flat, padded, packed, q.shape[0])
-        out = part if out is None else out + part
-    assert out is not None  # a micro-batch has at least one sequence
-    return out
+    shapes, packed, padded = layout.groups
+    sizes = [sequences * width for sequences, width in shapes]
+    parts = [_PickRows.apply(x, packed, padded) for x in (q, k, v)]
+    groups = [parts] if len(sizes) == 1 else zip(*(x.split(sizes) for x in parts), strict=True)
+    attended = []
+    for shape, rows in zip(shapes, groups, strict=True):
+        qs, ks, vs = (x.view(*shape, *x.shape[1:]).transpose(1, 2) for x in rows)
+        if not q.is_cpu:  # where few kernels take key heads that serve several queries each
+            ks, vs = (_repeat_heads(x, q.shape[1]) for x in (ks, vs))
+        out = scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=q.is_cpu)
+        attended.append(out.transpose(1, 2).flatten(0, 1))
+    return _PickRows.apply(attended[0] if len(attended) == 1 else torch.cat(attended), padded, packed)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:
     """``[sequences, kv_heads, width, dim]`` to ``[sequences, heads, width, dim]``: each key head serves its queries."""
-    repeats = heads // x.shape[1]
-    if repeats == 1:
-        return x
-    sequences, kv_heads, width, dim = x.shape
-    return x[:, :, None].expand(sequences, kv_heads, repeats, width, dim).reshape(sequences, heads, width, dim)
+    return x.repeat_interleave(heads // x.shape[1], dim=1) if heads > x.shape[1] else x
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float | None) -> Tensor:

@@ -8,7 +8,7 @@ data        groups of such neighbours compute different micro-batches
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -106,14 +106,19 @@ def make_layout(config: LearnerConfig) -> Layout:
     )
 
 
-def reduce_over_ranks(metrics: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, float]:
-    """Add scalars over all ranks that count, in float64, except ``*_max``, of which the largest is taken."""
+def reduce_over_ranks(metrics: Mapping[str, Sequence[torch.Tensor]], layout: Layout) -> dict[str, float]:
+    """Add scalars over micro-batches and all ranks that count, in float64, except ``*_max``: the largest is taken.
+
+    Each metric has one scalar a micro-batch.
+    """
     largest = sorted(name for name in metrics if name.endswith("_max"))
     summed = sorted(name for name in metrics if name not in largest)
     reduced: dict[str, float] = {}
     for names, operation in ((summed, dist.ReduceOp.SUM), (largest, dist.ReduceOp.MAX)):
         if names:
-            flat = torch.stack([metrics[name].to(layout.device, torch.float64) for name in names])
+            shares = torch.stack([share for name in names for share in metrics[name]]).view(len(names), -1)
+            shares = shares.to(layout.device, torch.float64)
+            flat = shares.sum(1) if operation is dist.ReduceOp.SUM else shares.amax(1)
             if not layout.counts and operation is dist.ReduceOp.SUM:
                 flat.zero_()
             dist.all_reduce(flat, op=operation)

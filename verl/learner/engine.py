@@ -7,6 +7,7 @@ micro-batch is the caller's business; its losses and metrics must be shares of g
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,14 @@ class Engine:
 
     def step(self, samples: Sequence[TrainingSample], columns: Columns, objective: Objective) -> dict[str, float]:
         """One optimizer step on the whole global batch ``samples``. Returns reduced metrics, ``loss`` among them."""
-        shares: dict[str, Tensor] = {}
+        shares: dict[str, list[Tensor]] = defaultdict(list)
         parts = self._share(samples)
         for number, members in enumerate(parts, 1):
             self._last_of_step(number == len(parts))
             loss, metrics = objective(self._packed(samples, members, columns))
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
-                add = torch.maximum if name.endswith("_max") else torch.add
-                shares[name] = add(shares[name], value) if name in shares else value
+                shares[name].append(value)
         reduced = reduce_over_ranks(shares, self._layout)
         norm = global_grad_norm(self.weights.values()).item()
         rate = learning_rate(self._optimizer_config, self._step, self._total_steps)

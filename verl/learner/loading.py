@@ -104,7 +104,6 @@ def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig, dtype: str | N
         )
     lm.tie_weights()  # making each weight empty also made tied weights two
     lm.train()
-    fuse(lm)
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return lm
@@ -115,6 +114,7 @@ def _shard(model: PackedModel, config: LearnerConfig, layout: Layout) -> None:
 
     On one rank nothing is freed between passes, since it would be copied back from the same memory.
     """
+    fuse(model.lm)  # here, as layers that have got adapters stay as they are
     parameter_dtype = getattr(torch, config.parameter_dtype)
     precision = MixedPrecisionPolicy(param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=parameter_dtype)
     reshard = layout.mesh.size() > 1

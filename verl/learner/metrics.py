@@ -28,5 +28,6 @@ def combine_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 def logprob_gap(trainer: Tensor, rollout: Tensor, total: int) -> dict[str, Tensor]:
     """|trainer - rollout| over ``[n]`` policy tokens: a share of the mean over ``total`` tokens, and the largest."""
     gap = (trainer - rollout.to(trainer.dtype)).abs()
-    gap = gap[gap.isfinite()]  # what the engine did not know is counted elsewhere, as ``rollout_unknown``
-    return {"logprob_diff_mean": gap.sum() / total, "logprob_diff_max": gap.max() if len(gap) else gap.sum()}
+    # What the engine did not know is counted elsewhere, as ``rollout_unknown``.
+    gap = gap.nan_to_num(0.0, 0.0)
+    return {"logprob_diff_mean": gap.sum() / total, "logprob_diff_max": gap.amax() if len(gap) else gap.sum()}

@@ -45,7 +45,7 @@ class PackedModel(nn.Module):
             layout=AttentionLayout.of(batch, split),
             use_cache=False,
         )
-        return output.last_hidden_state[0].index_select(0, places), own
+        return output.last_hidden_state.squeeze(0).index_select(0, places), own
 
     def whole(self, scores: Tensor, own: Tensor | None, batch: PackedBatch) -> Tensor:
         """The scores ``[n]`` of all policy tokens from those made here."""

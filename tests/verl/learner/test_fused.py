@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from verl.learner import fused
+from verl.learner.attention import PACKED
 
 
 def test_a_norm_and_its_gradients_are_those_of_the_formula() -> None:
@@ -45,6 +48,39 @@ def test_what_computes_something_else_is_left_alone() -> None:
         return q * cos[:, None] + q.flip(-1) * sin[:, None], k
 
     assert not fused._is_plain_rotary(other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joint_queries_keys_and_values_have_the_gradients_of_the_formula(bias: bool) -> None:
+    angles = torch.rand(1, 5, 2, dtype=torch.float64).repeat(1, 1, 2)
+    x = torch.randn(1, 5, 6, dtype=torch.float64, requires_grad=True)
+    weights: list[Any] = []
+    for heads in (4, 2, 2):
+        weights.append(torch.randn(heads * 4, 6, dtype=torch.float64, requires_grad=True))
+        weights.append(torch.randn(heads * 4, dtype=torch.float64, requires_grad=True) if bias else None)
+
+    def joint(x: Tensor, *weights: Any) -> tuple[Tensor, ...]:
+        return fused._TurnedStates.apply(x, angles.cos(), angles.sin(), 4, *weights)
+
+    def apart(x: Tensor, *weights: Any) -> tuple[Tensor, ...]:
+        pairs = zip(weights[::2], weights[1::2], strict=True)
+        q, k, v = (nn.functional.linear(x, w, b).unflatten(-1, (-1, 4)) for w, b in pairs)
+        q, k = modeling_qwen2.apply_rotary_pos_emb(q, k, angles.cos(), angles.sin(), unsqueeze_dim=2)
+        return q, k, v
+
+    torch.testing.assert_close(joint(x, *weights), apart(x, *weights))
+    assert torch.autograd.gradcheck(joint, (x, *weights))
+
+
+def test_attention_is_joined_where_it_gives_the_same() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": PACKED}
+    qwen2, llama = (kind(**sizes) for kind in (Qwen2Config, LlamaConfig))
+    assert fused._is_plain_attention(modeling_qwen2.Qwen2Attention(qwen2, 0))
+    assert fused._is_plain_attention(LlamaAttention(llama, 0))
+    assert not fused._is_plain_attention(Qwen3Attention(Qwen3Config(**sizes), 0))  # norms of queries and keys
+    adapted = modeling_qwen2.Qwen2Attention(qwen2, 0)
+    adapted.k_proj = nn.Sequential(adapted.k_proj)  # type: ignore[assignment]
+    assert not fused._is_plain_attention(adapted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
