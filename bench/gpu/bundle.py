@@ -27,18 +27,20 @@ from bench.gpu.fatbin import keep_only
 from bench.harness import ROOT
 
 NEEDED = (
-    "annotated-types apache-tvm-ffi astor blake3 bm25s cachetools cbor2 compressed-tensors depyf dill distro "
-    "dnspython docstring-parser email-validator fastapi fastsafetensors googleapis-common-protos httpcore2 "
-    "httptools httpx2 hydra-core ijson interegular jiter jmespath jsonschema jsonschema-specifications lark "
-    "llguidance lm-format-enforcer loguru model-hosting-container-standards msgspec omegaconf openai "
-    "opentelemetry-api opentelemetry-exporter-otlp opentelemetry-exporter-otlp-common "
+    "annotated-doc annotated-types anyio apache-tvm-ffi astor blake3 bm25s cachetools cbor2 cloudpickle "
+    "compressed-tensors depyf dill distro dnspython docstring-parser email-validator fastapi fastsafetensors "
+    "googleapis-common-protos grpcio h11 httpcore httpcore2 httptools httpx httpx2 hydra-core ijson interegular "
+    "jiter jmespath jsonschema jsonschema-specifications lark llguidance lm-format-enforcer loguru "
+    "model-hosting-container-standards msgpack msgspec omegaconf openai opentelemetry-api "
+    "opentelemetry-exporter-http-transport opentelemetry-exporter-otlp opentelemetry-exporter-otlp-common "
     "opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-grpc "
     "opentelemetry-exporter-otlp-proto-http opentelemetry-proto opentelemetry-sdk "
     "opentelemetry-semantic-conventions opentelemetry-semantic-conventions-ai orjson oss-harmony outlines-core "
-    "partial-json-parser prometheus-client prometheus-fastapi-instrumentator py-cpuinfo pybase64 pycountry "
-    "pydantic pydantic-core pydantic-extra-types pydantic-settings pyjwt pystemmer python-dotenv "
-    "python-json-logger python-multipart pyzmq ray referencing rpds-py setproctitle sniffio sse-starlette "
-    "starlette supervisor torch-c-dlpack-ext truststore typing-inspection uvicorn vllm websockets xgrammar "
+    "partial-json-parser prometheus-client prometheus-fastapi-instrumentator protobuf psutil py-cpuinfo pybase64 "
+    "pycountry pydantic pydantic-core pydantic-extra-types pydantic-settings pyjwt pystemmer python-dotenv "
+    "python-json-logger python-multipart pyzmq ray referencing rpds-py sentencepiece setproctitle sniffio "
+    "sse-starlette starlette supervisor tiktoken torch-c-dlpack-ext truststore typing-inspection uvicorn uvloop "
+    "vllm websockets xgrammar xxhash "
 )
 """What the card's Python lacks; versions are those of ``requirements/gpu.lock``."""
 SOURCES = ("antlr4-python3-runtime",)
@@ -66,6 +68,7 @@ _UNUSED = re.compile(
     | ^vllm/vllm_flash_attn/_vllm_fa2_C
     | ^ray/(jars|dashboard|rllib|tune|train|serve|data|air|llm|cpp|thirdparty_files/memray)/
     | ^ray/core/src/ray/(cpp|java)
+    | ^pycountry/locales/
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -130,7 +130,10 @@ def _pusher(engine: EngineProcess, carrier: str, lm: Any) -> Any:
     from verl.cluster.processes import free_port
     from verl.sync.gpu import GpuSender
 
-    sender = GpuSender(carrier, lm.named_parameters, ask, rank=0, free_port=lambda: ("127.0.0.1", free_port()))
+    def weights() -> Iterator[tuple[str, Any]]:
+        return ((name, weight.detach()) for name, weight in lm.named_parameters())
+
+    sender = GpuSender(carrier, weights, ask, rank=0, free_port=lambda: ("127.0.0.1", free_port()))
 
     def from_card(version: int) -> None:
         engine.call("pause")
