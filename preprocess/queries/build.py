@@ -22,7 +22,7 @@ from verl.data.tasks import Task
 from verl.seeds import derive_seed
 from verl.trajectory import Trajectory
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised whenever the same settings begin to give other bytes."""
 
 
