@@ -15,8 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from search_agent.command import run_command
 from search_agent.config import RunConfig
+from search_agent.console.command import run_command
 from search_agent.evaluate import RUNS, evaluated_config, writable_folder
 from verl.config.compose import CONFIG_DIR
 from verl.errors import UserError, refuse
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     config = evaluated_config(overrides)
     from rich.text import Text
 
-    from search_agent.doubts import doubts
-    from search_agent.model_folder import model_faults
-    from search_agent.screen import say
-    from search_agent.screen import screen as plain_console
-    from search_agent.transcript import in_colour, printable
+    from search_agent.console.screen import say
+    from search_agent.console.screen import screen as plain_console
+    from search_agent.console.transcript import in_colour, printable
+    from search_agent.evaluation.doubts import doubts
+    from search_agent.planning.model_folder import model_faults
     from verl.cluster.processes import thread_environment
     from verl.data.tasks import Task
     from verl.rollout.groups import Group
@@ -112,7 +112,7 @@ class Session:
         """Load everything; takes seconds. Raises UserError on a model that cannot be served."""
         from transformers import AutoTokenizer
 
-        from search_agent.inputs import find_source, model_path
+        from search_agent.data.inputs import find_source, model_path
         from search_agent.manifests import read_manifests
         from search_agent.retrievers import start_retrievers
         from verl.rollout.engine import VllmEngine

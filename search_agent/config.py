@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from search_agent.rates import PredictionConfig
+from search_agent.planning.rates import PredictionConfig
 from search_agent.retrieval.config import ClientConfig
 from verl.cluster.config import ClusterConfig
 from verl.config.build import Plugin
@@ -37,7 +37,7 @@ class RunConfig:
     name: str
     """The recipe's name; with the hash of all other keys it makes the default run folder."""
     data: Plugin
-    """Where tasks, corpora and warm-up traces come from: ``preprocess.embedded.source`` or ``search_agent.files``."""
+    """Tasks, corpora and warm-up traces: ``preprocess.embedded.source``, ``search_agent.data.files``, or the like."""
     protocol: Plugin
     """ROLLOUT: tags, prompt and observation format, a module of ``search_agent.protocols``."""
     environment: Plugin

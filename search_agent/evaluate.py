@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_agent.command import load_config, results_config, run_command
 from search_agent.config import RunConfig
+from search_agent.console.command import load_config, results_config, run_command
 from verl.config.build import build
 from verl.config.compose import compose, config_hash, from_yaml, last_value, to_yaml
 from verl.durable import write_atomically
@@ -27,13 +27,13 @@ RUNS = Path("runs")
 def main(arguments: Sequence[str]) -> int:
     """Evaluate ``model=`` (a run folder, a Hugging Face folder or a hub name), by default the newest finished run; or
     what ``endpoint=`` serves, of which ``model=`` names the tokenizer."""
+    from search_agent.console.report import evaluation_table, warning_lines
+    from search_agent.console.screen import say, screen
     from search_agent.evaluation.journal import alone
     from search_agent.evaluation.playing import evaluate_served
     from search_agent.evaluation.served import split_endpoint
     from search_agent.manifests import address_faults
-    from search_agent.model_folder import model_faults
-    from search_agent.report import evaluation_table, warning_lines
-    from search_agent.screen import say, screen
+    from search_agent.planning.model_folder import model_faults
     from verl.cluster.guardian import start_guardian
     from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
@@ -124,11 +124,11 @@ def run_config(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, Any]:
     """Play the test split; what came out by decoding, as in a run's summary."""
+    from search_agent.data.inputs import find_source, model_path
     from search_agent.evaluation.describe import describe
-    from search_agent.inputs import find_source, model_path
     from search_agent.launch import processes
-    from search_agent.lengths import check_lengths
     from search_agent.manifests import check_retriever
+    from search_agent.planning.lengths import check_lengths
     from verl.trainer.evaluator import Evaluator
 
     source = await asyncio.to_thread(find_source, config)

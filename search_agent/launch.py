@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from search_agent.agent import AgentSpec
 from search_agent.config import RunConfig
+from search_agent.data.source import Source
 from search_agent.retrievers import Retrievers, start_retrievers, while_serving
-from search_agent.source import Source
 from verl.cluster.actors import LearnerActor, LearnerPlace, make_rollout_actor_class
 from verl.cluster.config import ClusterConfig
 from verl.cluster.learners import LearnerGroup

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_agent.command import run_command
 from search_agent.config import RunConfig
+from search_agent.console.command import run_command
 from verl.config.compose import CONFIG_DIR
 from verl.config.nearest import nearest
 from verl.data.tasks import Task
@@ -27,7 +27,7 @@ from verl.trajectory import Trajectory
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search_agent.source import Source
+    from search_agent.data.source import Source
 
 USAGE = "write: python -m search_agent.rescore RUN reward=PRESET_OR_MODULE [reward.key=value ...]"
 
@@ -54,8 +54,8 @@ class Rescored:
 
 def main(arguments: Sequence[str]) -> int:
     """Rescore every saved file of the run and print one row for each."""
-    from search_agent.inputs import DATA_ROOT
-    from search_agent.screen import say, screen
+    from search_agent.console.screen import say, screen
+    from search_agent.data.inputs import DATA_ROOT
 
     run, overrides = read_arguments(arguments)
     config = run_config(run, overrides)

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_agent.command import load_config, results_config, run_command, run_path
 from search_agent.config import RunConfig
+from search_agent.console.command import load_config, results_config, run_command, run_path
 from verl.cluster.processes import end_with_parent
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml
 from verl.errors import refuse
 
 if TYPE_CHECKING:
-    from search_agent.inputs import Inputs
+    from search_agent.data.inputs import Inputs
     from verl.cluster.learners import LearnerGroup
     from verl.trainer.gold import GoldScorer
     from verl.trainer.run_folder import RunFolder
@@ -30,22 +30,22 @@ def main(arguments: Sequence[str]) -> int:
     """Train, or resume, or print the table of a run that is finished; with ``-m``, a grid of runs."""
     end_with_parent()
     if "-m" in arguments:
-        from search_agent.grid import run_grid
+        from search_agent.grid.run import run_grid
 
         return run_grid([argument for argument in arguments if argument != "-m"])
     config = load_config(arguments)
     path = run_path(config)
     if config.dry_run:
         return print_plan(config, path)
-    from search_agent.preflight import check_start
-    from search_agent.report import print_report
+    from search_agent.console.report import print_report
+    from search_agent.planning.preflight import check_start
     from verl.trainer.run_folder import RunFolder
 
     if config.fresh or not RunFolder(path).finished_as(to_yaml(results_config(config))):
         check_start(config, path)
     folder = open_folder(config, path)
     if folder.read_json("summary.json") is None:
-        from search_agent.inputs import read_inputs
+        from search_agent.data.inputs import read_inputs
         from verl.cluster.guardian import start_guardian
 
         guardian = start_guardian(folder.path)
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def print_plan(config: RunConfig, path: Path) -> int:
     """What ``dry_run=true`` prints: keys, plan, what this machine lacks. Raises UserError with what cannot work."""
-    from search_agent.inputs import count_tasks
-    from search_agent.plan import make_plan
-    from search_agent.preflight import config_faults, known_shape, machine_faults
+    from search_agent.data.inputs import count_tasks
+    from search_agent.planning.plan import make_plan
+    from search_agent.planning.preflight import config_faults, known_shape, machine_faults
     from verl.trainer.model_shape import read_shape
 
     print(to_yaml(results_config(config)))

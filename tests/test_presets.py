@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from search_agent.config import RunConfig
-from search_agent.plan import make_plan
-from search_agent.preflight import config_faults
+from search_agent.planning.plan import make_plan
+from search_agent.planning.preflight import config_faults
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
 from verl.errors import UserError, refuse

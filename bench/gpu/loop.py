@@ -122,10 +122,10 @@ _PARTS = ("step", "rollout", "learn", "sync")
 
 def predicted_s(overrides: Sequence[str], row: dict[str, Any]) -> float | None:
     """What ``dry_run`` would say of episodes as long as these; None for a card without rates."""
-    from search_agent.command import load_config
-    from search_agent.prediction import predict
-    from search_agent.preflight import known_shape
-    from search_agent.rates import rates_of, read_rates
+    from search_agent.console.command import load_config
+    from search_agent.planning.prediction import predict
+    from search_agent.planning.preflight import known_shape
+    from search_agent.planning.rates import rates_of, read_rates
 
     table = read_rates()
     rates = next((rates_of(row.card, table) for row in table if row.card in card.machine()), None)

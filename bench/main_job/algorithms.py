@@ -19,9 +19,9 @@ from typing import Any
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
 from bench.main_job.warm import warm_model
-from search_agent.grid import run_grid
-from search_agent.grid_report import draw_curves
-from search_agent.members import Member, plan_grid
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.report import draw_curves
+from search_agent.grid.run import run_grid
 
 PRESETS = (
     "quickstart",

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from bench.harness import ROOT, Figure, main
 from bench.main_job.warm import warm_model
-from search_agent.command import load_config
 from search_agent.config import RunConfig
-from search_agent.inputs import read_inputs
+from search_agent.console.command import load_config
+from search_agent.data.inputs import read_inputs
 from search_agent.launch import Live, processes
 from search_agent.train import probe_ids
 from verl.algorithms.config import CorrectionConfig, GuardConfig, LossConfig

@@ -16,15 +16,15 @@ from typing import Any
 
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
+from search_agent.data.inputs import find_source
+from search_agent.data.source import Source
 from search_agent.evaluation.metrics import recall
-from search_agent.grid import run_grid
-from search_agent.inputs import find_source
-from search_agent.members import Member, plan_grid
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.run import run_grid
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.server.child import start_server
 from search_agent.rewards.deepretrieval import relevant
-from search_agent.source import Source
 from verl.tracking.jsonl import read_metrics
 
 TWINS = {

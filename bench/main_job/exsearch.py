@@ -15,8 +15,8 @@ from typing import Any
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
 from search_agent.config import RunConfig
-from search_agent.grid import run_grid
-from search_agent.members import plan_grid
+from search_agent.grid.members import plan_grid
+from search_agent.grid.run import run_grid
 from verl.tracking.jsonl import read_metrics
 
 RUNS = {

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Figure, main
-from search_agent.grid import run_grid
-from search_agent.members import Member, plan_grid
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.run import run_grid
 
 SEEDS = "seed=0,1,2,3,4"
 SHORT = [

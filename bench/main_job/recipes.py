@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.harness import ROOT, Figure, main
 from bench.main_job.quickstart import SHORT, read_summary
-from search_agent.grid import run_grid
-from search_agent.members import Member, plan_grid
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.run import run_grid
 from verl.tracking.jsonl import read_metrics
 
 SYSTEMS = {"autorefine_mini": "AutoRefine", "search_r1_mini": "Search-R1", "research_mini": "ReSearch"}

@@ -8,8 +8,8 @@ from pathlib import Path
 from preprocess.embedded.build import WORLD_VERSION, WorldPaths, build_world
 from preprocess.embedded.build import Config as WorldConfig
 from preprocess.embedded.styles import StyleName
+from search_agent.data.source import Source, Split
 from search_agent.retrieval.index.index_files import exclusive
-from search_agent.source import Source, Split
 from verl.errors import UserError
 
 

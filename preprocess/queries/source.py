@@ -7,8 +7,8 @@ from pathlib import Path
 
 from preprocess.queries.build import WORLD_VERSION, QueryPaths, build_query_world
 from preprocess.queries.worlds import Kind
+from search_agent.data.source import Source, Split
 from search_agent.retrieval.index.index_files import exclusive
-from search_agent.source import Source, Split
 from verl.errors import UserError
 
 SERVERS: dict[Kind, tuple[str, ...]] = {

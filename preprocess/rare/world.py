@@ -19,10 +19,10 @@ from preprocess.embedded.facts import World
 from preprocess.embedded.search import retriever
 from preprocess.embedded.splits import Split as Drawn
 from preprocess.embedded.splits import draw_splits, draw_warmup
+from search_agent.data.source import Source, Split
 from search_agent.protocols.rare import open_book
 from search_agent.retrieval.index.index_files import exclusive
 from search_agent.retrieval.types import Document
-from search_agent.source import Source, Split
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.seeds import derive_seed

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from search_agent.command import run_command, words_and_options
+from search_agent.console.command import run_command, words_and_options
 from search_agent.evaluation.outcomes import SCORES, Outcomes, read_outcomes, stages_of
 from search_agent.evaluation.statistics import (
     Interval,
@@ -175,7 +175,7 @@ def _sampled(
 
 def main(arguments: Sequence[str]) -> int:
     """Read both sides, compare them, and print what was found."""
-    from search_agent.screen import say, screen
+    from search_agent.console.screen import say, screen
 
     before, after, out = read_arguments(arguments)
     comparison = compare(before, after)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_agent.doubts import doubts
 from search_agent.evaluation.diagnostics import diagnose, read_from_parts, summarise
+from search_agent.evaluation.doubts import doubts
 from search_agent.evaluation.statistics import wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from search_agent.command import run_command, words_and_options
+from search_agent.console.command import run_command, words_and_options
 from search_agent.evaluation.outcomes import file_of, score
 from search_agent.evaluation.reading import protocol_of
 from search_agent.protocols.base import SearchProtocol

@@ -31,7 +31,7 @@ async def evaluate_served(
     ``results`` are the keys that decide what is computed.
     """
     from search_agent.agent import AgentSpec
-    from search_agent.inputs import find_source
+    from search_agent.data.inputs import find_source
     from search_agent.manifests import check_retriever
     from search_agent.openai_client import OpenAIClient
     from search_agent.retrievers import start_retrievers, while_serving
@@ -113,8 +113,8 @@ def _tokenizer(config: RunConfig, served: Served, source: Any, tasks: Sequence[T
 
     from transformers import AutoTokenizer
 
-    from search_agent.inputs import model_path
-    from search_agent.lengths import check_lengths
+    from search_agent.data.inputs import model_path
+    from search_agent.planning.lengths import check_lengths
 
     local = config.model == "embedded" or Path(config.model).exists()
     model = model_path(config, source) if local else config.model

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from search_agent.command import run_command, words_and_options
+from search_agent.console.command import run_command, words_and_options
 from search_agent.evaluation.compare import Comparison, compare
 from search_agent.evaluation.diagnostics import accuracy_by_searches, summarise
 from search_agent.evaluation.outcomes import SCORES, Outcomes, read_outcomes, stages_of
@@ -163,7 +163,7 @@ def _escaped(text: str) -> str:
 
 def draw(found: Sequence[Outcomes], path: Path) -> None:
     """Exact match with its interval, accuracy against searches spent, and evidence after each search."""
-    from search_agent.screen import new_picture, save_picture
+    from search_agent.console.screen import new_picture, save_picture
 
     figure, axes = new_picture(3, figsize=(8, 10))
     top, middle, bottom = axes

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_agent.command import load_config, run_command
+from search_agent.console.command import load_config, run_command
 from search_agent.exsearch import files
 from search_agent.exsearch.arguments import PROCEDURES, read_arguments, training_keys, whole
 from verl.errors import UserError
@@ -144,8 +144,8 @@ def measure(arguments: dict[str, str], overrides: Sequence[str]) -> Path:
     """The mean cost of each accepted answer under a model: on one device, or under torchrun on several."""
     import torch.distributed as dist
 
+    from search_agent.data.traces import NO_DAY
     from search_agent.exsearch.chats import gold_samples
-    from search_agent.traces import NO_DAY
     from verl.algorithms.config import LossConfig
     from verl.config.arguments import parse
     from verl.learner.__main__ import Settings, join_group

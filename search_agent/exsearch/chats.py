@@ -38,7 +38,7 @@ def gold_samples(rows: Sequence[Mapping[str, Any]], model: Path, today: date) ->
     """Each row's chat with the accepted answer at its end, whose own tokens count; the one that ends it does not."""
     from transformers import AutoTokenizer
 
-    from search_agent.chat_traces import ChatReader
+    from search_agent.data.chat_traces import ChatReader
     from verl.data.splice import splice
 
     tokenizer = AutoTokenizer.from_pretrained(model)

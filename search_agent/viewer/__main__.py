@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search_agent.command import run_command, words_and_options
+from search_agent.console.command import run_command, words_and_options
 from search_agent.viewer.document import static_page
 from search_agent.viewer.pack import Packed, pack
 from search_agent.viewer.runs import read_run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.main_job.algorithms import PRESETS, first_good
-from search_agent.members import plan_grid
+from search_agent.grid.members import plan_grid
 from verl.config.compose import CONFIG_DIR
 
 

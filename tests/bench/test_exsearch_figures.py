@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.main_job.exsearch import RUNS, curves, draw, figures
-from search_agent.command import load_config
+from search_agent.console.command import load_config
 
 
 def summary(em: float) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from bench.gpu import card, loop
 from bench.gpu.learner import figures
 from bench.harness import ROOT, parse_figures
 from bench.rollout import ceiling
-from search_agent.command import load_config
-from search_agent.plan import make_plan
+from search_agent.console.command import load_config
+from search_agent.planning.plan import make_plan
 from verl.learner.__main__ import own_card
 from verl.trainer.model_shape import EMBEDDED, read_shape
 from verl.trajectory import Trajectory

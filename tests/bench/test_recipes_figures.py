@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.main_job.recipes import curves, draw, figures
-from search_agent.command import load_config
-from search_agent.members import Member
+from search_agent.console.command import load_config
+from search_agent.grid.members import Member
 
 
 def summary(em: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from preprocess.embedded.source import Config as EmbeddedConfig
 from preprocess.embedded.source import build
 from search_agent.agent import AgentSpec
-from search_agent.command import load_config
+from search_agent.console.command import load_config
 from search_agent.retrieval.server.child import start_server
 from tests.end_to_end.support import ROOT, run
 from verl.data.load import load_tasks

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search_agent.chat_traces import ChatReader
+from search_agent.data.chat_traces import ChatReader
 
 _LOOP = "{% for m in messages %}"
 LLAMA = (

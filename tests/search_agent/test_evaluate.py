@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_agent import evaluate
-from search_agent.command import load_config, results_config
+from search_agent.console.command import load_config, results_config
 from search_agent.evaluate import evaluated_config, keep_config, newest_run, writable_folder
 from search_agent.evaluation.reading import protocol_of
 from verl.config.compose import from_yaml, to_yaml
@@ -40,7 +40,7 @@ def test_a_run_is_evaluated_under_its_own_configuration(run: Path) -> None:
 def test_words_on_the_command_line_override_keys_and_whole_groups(run: Path) -> None:
     words = ["data=files", "data.train=a", "data.dev=b", "data.test=c.jsonl", "evaluation.test_tasks=7", "reward=f1"]
     config = evaluated_config([f"model={run}", *words])
-    assert config.data.module == "search_agent.files"
+    assert config.data.module == "search_agent.data.files"
     assert config.data.config.test == "c.jsonl"
     assert config.evaluation.test_tasks == 7
     assert config.reward.module == "search_agent.rewards.f1"

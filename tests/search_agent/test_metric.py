@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from search_agent.command import load_config
-from search_agent.inputs import check_metric
+from search_agent.console.command import load_config
+from search_agent.data.inputs import check_metric
 from verl.data.tasks import Task
 from verl.errors import UserError
 

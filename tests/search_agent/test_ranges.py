@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from search_agent.command import load_config
 from search_agent.config import RunConfig
+from search_agent.console.command import load_config
 from verl.config.build import build, to_dict
 from verl.errors import UserError
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from search_agent.config import RunConfig
-from search_agent.help import presets
+from search_agent.console.help import presets
 from search_agent.retrieval.config import ServerConfig
 from verl.config.document import keys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search_agent.command import NOT_RESULTS, load_config
+from search_agent.console.command import NOT_RESULTS, load_config
 from search_agent.rescore import main
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from search_agent.command import load_config
+from search_agent.console.command import load_config
 from search_agent.retrieval.server.child import RunningServer
 from search_agent.retrievers import Retrievers, start_retrievers, while_serving
 from verl.errors import InfrastructureError

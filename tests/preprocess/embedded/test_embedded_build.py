@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preprocess.embedded import Config, WorldPaths, build_world, source
 from preprocess.embedded import __main__ as command
-from search_agent.source import Source
+from search_agent.data.source import Source
 from verl.errors import UserError
 from verl.trajectory import Trajectory
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from preprocess.rare.world import Config, build
-from search_agent.source import Source
+from search_agent.data.source import Source
 
 
 @pytest.fixture(scope="module")

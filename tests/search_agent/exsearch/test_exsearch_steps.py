@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from search_agent.chat_traces import ChatReader
+from search_agent.data.chat_traces import ChatReader
 from search_agent.exsearch import files
 from search_agent.exsearch.__main__ import main, with_recipe
 from search_agent.exsearch.arguments import read_arguments, training_keys

@@ -80,7 +80,7 @@ def test_help_shows_the_first_sentence_below_each_key() -> None:
 
 
 def test_help_answers_before_anything_is_installed() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from search_agent.help import main; main(['train'])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from search_agent.console.help import main; main(['train'])"
     command = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "trainer.steps=60  (int)" in text

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from search_agent.sizes import counts_of
+from search_agent.planning.sizes import counts_of
 from verl.algorithms.config import AdvantageConfig, LossConfig
 from verl.cluster.processes import free_port
 from verl.data.samples import TrainingSample

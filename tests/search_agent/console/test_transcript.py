@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_agent.console.transcript import in_colour, printable, transcript
 from search_agent.protocols import search_r1
 from search_agent.protocols.base import Span
-from search_agent.transcript import in_colour, printable, transcript
 from verl.trajectory import Trajectory
 
 PROTOCOL = search_r1.build(search_r1.Config())

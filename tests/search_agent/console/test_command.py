@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from search_agent import train
-from search_agent.command import load_config, results_config, run_command
+from search_agent.console.command import load_config, results_config, run_command
 from verl.errors import InfrastructureError, UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from search_agent.screen import new_picture, save_picture
+from search_agent.console.screen import new_picture, save_picture
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, *, warmup_steps: int) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from search_agent.config import RunConfig
 from search_agent.manifests import address_faults
-from search_agent.model_folder import model_faults
-from search_agent.plan import gpus_needed, make_plan
-from search_agent.resources import check_disk, check_gpus, check_memory, check_shared_memory
-from search_agent.sizes import disk_gib, machine_gib, shared_memory_gib
+from search_agent.planning.model_folder import model_faults
+from search_agent.planning.plan import gpus_needed, make_plan
+from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
+from search_agent.planning.sizes import disk_gib, machine_gib, shared_memory_gib
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib

@@ -17,10 +17,10 @@ from threading import Event
 from typing import Any
 
 from search_agent.config import RunConfig
-from search_agent.grid_report import report_grid
-from search_agent.members import Member, plan_grid
-from search_agent.plan import gpus_needed
-from search_agent.preflight import config_faults, machine_faults
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.report import report_grid
+from search_agent.planning.plan import gpus_needed
+from search_agent.planning.preflight import config_faults, machine_faults
 from verl.cluster.processes import parent_variable
 from verl.config.compose import quoted
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from search_agent.command import load_config, results_config
 from search_agent.config import RunConfig
-from search_agent.plan import make_plan
-from search_agent.prediction import forward_flops, predict, rows, work_of
-from search_agent.rates import Rates, rates_of, read_rates
+from search_agent.console.command import load_config, results_config
+from search_agent.planning.plan import make_plan
+from search_agent.planning.prediction import forward_flops, predict, rows, work_of
+from search_agent.planning.rates import Rates, rates_of, read_rates
 from verl.errors import UserError
 from verl.learner.flops import FlopsModel
 from verl.trainer.model_shape import ModelShape, read_shape

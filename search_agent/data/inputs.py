@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search_agent.config import RunConfig
-from search_agent.lengths import check_lengths
+from search_agent.data.source import Source
+from search_agent.data.traces import NO_DAY, load_traces, share_of
+from search_agent.planning.lengths import check_lengths
 from search_agent.rewards.evidence import EVIDENCE
 from search_agent.rewards.pool import pool_config, reward_function
-from search_agent.source import Source
-from search_agent.traces import NO_DAY, load_traces, share_of
 from verl.data.load import read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search_agent.config import RunConfig
-from search_agent.rates import Rates, rates_of
+from search_agent.planning.rates import Rates, rates_of
 from verl.learner.holdings import BYTES
 from verl.trainer.model_shape import ModelShape
 from verl.trainer.phases import reinforcement_phase

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search_agent.config import NOT_RESULTS, RunConfig
-from search_agent.help import command_help
+from search_agent.console.help import command_help
 from verl.config.build import build, to_dict
 from verl.config.compose import compose, config_hash
 from verl.errors import InfrastructureError, UserError

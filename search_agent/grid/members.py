@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_agent.command import NOT_RESULTS, load_config, results_config
 from search_agent.config import RunConfig
+from search_agent.console.command import NOT_RESULTS, load_config, results_config
 from verl.config.compose import expand_grid, last_value, to_yaml
 from verl.errors import UserError, noted, refuse
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from search_agent import traces
+from search_agent.data import traces
 from search_agent.protocols import autorefine, research, search_r1
 from verl.algorithms.config import LossConfig
 from verl.data.samples import TrainingSample

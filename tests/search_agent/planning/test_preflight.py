@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from search_agent.command import load_config
 from search_agent.config import RunConfig
+from search_agent.console.command import load_config
 from search_agent.manifests import RECORD, check_manifest, check_retriever, read_manifests
-from search_agent.preflight import check_start, config_faults, machine_faults, transfer_faults
-from search_agent.resources import check_disk, check_gpus, check_memory, check_shared_memory
+from search_agent.planning.preflight import check_start, config_faults, machine_faults, transfer_faults
+from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.retrieval.config import ServerConfig
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
@@ -198,7 +198,7 @@ def test_rays_objects_count_where_they_go_to_shared_memory(monkeypatch: pytest.M
 def test_host_memory_for_what_is_offloaded_is_checked_where_gpus_are_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search_agent.preflight.available_memory_gib", lambda: 40.0)
+    monkeypatch.setattr("search_agent.planning.preflight.available_memory_gib", lambda: 40.0)
     config = load_config(["recipe=autorefine_qwen2.5_3b", "learner.offload=all", "trainer.save_in_background=false"])
     assert any(" GiB of memory and 40.0 GiB are free" in fault for fault in machine_faults(config, tmp_path))
     kept = replace(config, learner=replace(config.learner, offload="none"))

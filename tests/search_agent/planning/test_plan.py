@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from search_agent import sizes
-from search_agent.command import load_config
 from search_agent.config import RunConfig
-from search_agent.plan import make_plan
+from search_agent.console.command import load_config
+from search_agent.planning import sizes
+from search_agent.planning.plan import make_plan
 from verl.errors import UserError, refuse
 from verl.trainer.model_shape import ModelShape, read_shape
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from search_agent.command import load_config
-from search_agent.report import evaluation_table, pick_samples, print_report
+from search_agent.console.command import load_config
+from search_agent.console.report import evaluation_table, pick_samples, print_report
 from verl.data.tasks import Task
 from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_agent.source import Source, Split
+from search_agent.data.source import Source, Split
 
 
 @dataclass(frozen=True)

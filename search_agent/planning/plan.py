@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from search_agent import prediction, sizes
 from search_agent.config import RunConfig
-from search_agent.rates import read_rates
+from search_agent.planning import prediction, sizes
+from search_agent.planning.rates import read_rates
 from search_agent.rewards.pool import pool_config
 from verl.cluster.placement import places
 from verl.cluster.processes import available_cores, thread_environment

@@ -14,7 +14,7 @@ from typing import Any
 from verl.config.build import build
 from verl.errors import UserError, require
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "rates.yaml"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "results" / "rates.yaml"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from search_agent.doubts import doubts
+from search_agent.console.report import warning_lines
 from search_agent.evaluation.describe import describe
-from search_agent.report import warning_lines
+from search_agent.evaluation.doubts import doubts
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trajectory import ToolCall, ToolResult, Trajectory

@@ -23,7 +23,7 @@ from verl.trainer.config import WarmupConfig
 from verl.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from search_agent.chat_traces import ChatReader
+    from search_agent.data.chat_traces import ChatReader
     from verl.data.samples import TrainingSample
 
 NO_DAY = "2026-01-01"
@@ -133,7 +133,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _open_reader(model: Path, today: date) -> ChatReader:
     from transformers import AutoTokenizer
 
-    from search_agent.chat_traces import ChatReader
+    from search_agent.data.chat_traces import ChatReader
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     return ChatReader(tokenizer, tokenizer.eos_token, today)

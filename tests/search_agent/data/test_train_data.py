@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from search_agent import files
-from search_agent.command import load_config
-from search_agent.inputs import find_source, model_path
-from search_agent.lengths import check_lengths
-from search_agent.source import Source, Split
+from search_agent.console.command import load_config
+from search_agent.data import files
+from search_agent.data.inputs import find_source, model_path
+from search_agent.data.source import Source, Split
+from search_agent.planning.lengths import check_lengths
 from verl.config.build import Plugin
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -20,10 +20,10 @@ from verl.errors import UserError
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
     own = files.Config(train="a.jsonl", dev="b.jsonl", test="c.jsonl", corpus=str(tmp_path / "none.jsonl"))
-    config = replace(load_config([]), data=Plugin("search_agent.files", own))
+    config = replace(load_config([]), data=Plugin("search_agent.data.files", own))
     with pytest.raises(UserError, match=r"data\.corpus=.*none\.jsonl: no such file"):
         find_source(config)
-    without = replace(config, data=Plugin("search_agent.files", replace(own, corpus=None)))
+    without = replace(config, data=Plugin("search_agent.data.files", replace(own, corpus=None)))
     with pytest.raises(UserError, match=r"retriever=embedded has no corpus to serve for train, dev, test"):
         find_source(without)
     assert find_source(replace(without, retriever="http://a:1")).test.tasks == Path("c.jsonl")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from search_agent import grid_report
-from search_agent.command import load_config
-from search_agent.members import Member
-from search_agent.report import evaluation_table
+from search_agent.console.command import load_config
+from search_agent.console.report import evaluation_table
+from search_agent.console.screen import say, screen
+from search_agent.grid import report as grid_report
+from search_agent.grid.members import Member
 from search_agent.rescore import table as rescored_table
-from search_agent.screen import say, screen
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["[q_proj]", "[/b]", "[bold]x[/bold]", ":smile:", "$x$", r"$\q$", "{0} %s", "_hidden"]
 
 
@@ -64,4 +64,4 @@ def test_there_is_one_place_that_makes_a_console() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Console"
     ]
-    assert sorted(made) == ["search_agent/screen.py", "verl/tracking/console.py"]
+    assert sorted(made) == ["search_agent/console/screen.py", "verl/tracking/console.py"]

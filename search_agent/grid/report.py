@@ -10,9 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from search_agent.config import RunConfig
+from search_agent.console.screen import new_picture, save_picture, say, screen
 from search_agent.evaluation.statistics import Interval, mean_t
-from search_agent.members import Member
-from search_agent.screen import new_picture, save_picture, say, screen
+from search_agent.grid.members import Member
 from verl.tracking.jsonl import read_metrics
 
 Where = tuple[str, str, str]

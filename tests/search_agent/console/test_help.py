@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 
 from search_agent.config import RunConfig
-from search_agent.help import USAGE, command_help, presets
+from search_agent.console.help import USAGE, command_help, presets
 from verl.config.document import field_docs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("command", USAGE)
 def test_help_needs_no_package(command: str) -> None:
     # -S leaves site-packages out, so nothing that is installed can be imported.
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "search_agent.help", command], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-m", "search_agent.console.help", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith(f"bash cmd/{command}.sh")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from search_agent.command import load_config, results_config
-from search_agent.grid import _capacity, run_grid
-from search_agent.grid_report import mean_curve
-from search_agent.members import Member, plan_grid
+from search_agent.console.command import load_config, results_config
+from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.report import mean_curve
+from search_agent.grid.run import _capacity, run_grid
 from verl.config.compose import to_yaml
 from verl.errors import UserError
 

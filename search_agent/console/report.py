@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search_agent.config import RunConfig
-from search_agent.screen import say, screen
-from search_agent.transcript import transcript
+from search_agent.console.screen import say, screen
+from search_agent.console.transcript import transcript
 from verl.tracking.jsonl import read_metrics
 from verl.trajectory import Trajectory
 
@@ -48,7 +48,7 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     say(console, *warning_lines(results), *closing_lines(summary, folder))
     picture = folder.path / "curves.png"
     if not picture.exists():
-        from search_agent.curves import draw_curves
+        from search_agent.console.curves import draw_curves
 
         draw_curves(read_metrics(folder.metrics), picture, warmup_steps=summary["warmup_steps"])
     protocol = config.protocol.build()

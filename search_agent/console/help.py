@@ -97,7 +97,7 @@ def _key_lists(choices: Sequence[Preset]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m search_agent.help train``."""
+    """``python -m search_agent.console.help train``."""
     print(command_help(arguments[0]))
     return 0
 
