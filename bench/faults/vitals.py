@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from bench.faults import runs
+from search_agent.console.screen import new_picture, save_picture
 
 
 def _own_memory(pid: int) -> float:
@@ -47,21 +48,12 @@ def look(run_dir: Path, driver: int) -> dict[str, Any]:
 
 def draw(samples: Sequence[dict[str, Any]], path: Path) -> None:
     """Memory by kind of process over the minutes, and everything that may not grow as a share of its last value."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     minutes = [sample["minute"] for sample in samples]
     kinds = sorted(samples[-1]["by_kind_mb"], key=lambda kind: -samples[-1]["by_kind_mb"][kind])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    figure, (left, right) = new_picture(1, ncols=2, figsize=(10, 4))
     left.stackplot(minutes, [[s["by_kind_mb"].get(kind, 0.0) for s in samples] for kind in kinds], labels=kinds)
     left.set(xlabel="minutes", title="memory of the run's processes, MB")
-    left.legend(fontsize=7, loc="lower right")
     for what, label in (("memory_mb", "memory"), ("handles", "file handles"), ("threads", "threads")):
         right.plot(minutes, [sample[what] / samples[-1][what] for sample in samples], label=label)
     right.set(xlabel="minutes", title="share of the value at the end", ylim=(0.5, 1.2))
-    right.legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_picture(figure, (left, right), path)

@@ -4,24 +4,20 @@ All start from one warm-up, which is the same in each preset, and which ``SLEUTH
 
 A preset holds if the best checkpoint's greedy exact match on the clean test is 0.90 or more and reinforcement took six
 minutes or less. The picture (``docs/results/algorithms.png``) has the training reward over steps. ``--quick`` makes
-one run too short to learn, of PPO, and draws into its folder.
+one run too short to learn, of PPO, and draws nothing.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, Figure, main
-from bench.main_job.quickstart import SHORT, read_summary
+from bench.main_job.runs import SHORT, by_recipe, made_runs, new_folder, read_summary, share_finished
 from bench.main_job.warm import warm_model
-from search_agent.grid.members import Member, plan_grid
+from search_agent.grid.members import Member
 from search_agent.grid.report import draw_curves
-from search_agent.grid.run import run_grid
+from verl.tracking.jsonl import read_metrics
 
 PRESETS = (
     "quickstart",
@@ -37,24 +33,19 @@ PICTURE = ROOT / "docs" / "results" / "algorithms.png"
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Make the runs in a folder of their own, draw them together, and judge each."""
-    Path("runs").mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="algorithms-", dir="runs"))
+    """Make the runs, draw them together, and judge each."""
+    folder = new_folder("algorithms")
     presets = PRESETS[1:2] if quick else PRESETS
     short = [override for override in SHORT if not override.startswith(("trainer.drop", "warmup."))]
     model = warm_model(folder / "warmup", quick=quick)
     warm = [f"model={model}", "warmup.steps=0", "warmup.all_weights=false"]
-    arguments = [f"recipe={','.join(presets)}", *(short if quick else []), *warm, f"run_dir={folder}"]
-    _, members = plan_grid(arguments)
-    run_grid(arguments)
-    finished = [member for member in members if member.finished]
-    yield Figure.at_least("presets that finished", len(finished) / len(members), "share", 1.0)
-    for member in finished:
-        yield from figures(member, judged=not quick)
-    if finished:
-        draw_curves({member.config.name: [member] for member in finished}, folder / "curves.png" if quick else PICTURE)
-    if len(finished) == len(members) and not quick:
-        shutil.rmtree(folder)  # after a failure it stays, with its logs
+    with made_runs(folder, [f"recipe={','.join(presets)}", *(short if quick else []), *warm]) as members:
+        yield share_finished(members)
+        finished = by_recipe(members)
+        for member in finished.values():
+            yield from figures(member, judged=not quick)
+        if finished and not quick:
+            draw_curves({name: [member] for name, member in finished.items()}, PICTURE)
 
 
 def figures(member: Member, *, judged: bool) -> Iterator[Figure]:
@@ -68,8 +59,7 @@ def figures(member: Member, *, judged: bool) -> Iterator[Figure]:
         yield Figure(f"{name}: greedy EM, clean test", score, "share")
         yield Figure(f"{name}: reinforcement", seconds, "s")
     yield Figure(f"{name}: sampled EM, clean test", summary["after"]["sampled"]["em"], "share")
-    rows = [json.loads(line) for line in (member.folder / "metrics.jsonl").read_text().splitlines()]
-    if (first := first_good(rows)) is not None:
+    if (first := first_good(read_metrics(member.folder / "metrics.jsonl"))) is not None:
         yield Figure(f"{name}: reinforcement until dev greedy EM {GOOD:g}", first, "s")
 
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.harness import ROOT, Figure, main
+from bench.main_job.runs import new_folder
 from bench.main_job.warm import warm_model
 from search_agent.config import RunConfig
 from search_agent.console.command import load_config
+from search_agent.console.screen import new_picture, save_picture
 from search_agent.data.inputs import read_inputs
 from search_agent.launch import Live, processes
 from search_agent.train import probe_ids
@@ -74,8 +75,7 @@ ARMS = {
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Every arm's reward at the start, at best and at the end; nothing here holds or fails."""
-    (ROOT / "runs").mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="collapse-", dir=ROOT / "runs"))
+    folder = new_folder("collapse")
     model = warm_model(folder / "warmup", quick=quick)
     wanted = os.environ.get("COLLAPSE_ARMS")
     arms = wanted.split(",") if wanted else list(ARMS)
@@ -192,13 +192,8 @@ def smooth(values: Sequence[float], width: int = 3) -> list[float]:
 
 def draw(curves: dict[str, list[Row]], path: Path) -> None:
     """Reward, likelihood of good samples, entropy and KL of each arm; fresh samples left, stale ones right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = {"reward": "sampled reward", "good_logprob": "log-prob of good samples", "entropy": "entropy, nats"}
-    figure, axes = pyplot.subplots(len(shown), 2, figsize=(11, 9), sharex=True, sharey="row", layout="constrained")
+    figure, axes = new_picture(len(shown), ncols=2, figsize=(11, 9), sharex=True, sharey="row")
     for name, rows in curves.items():
         column = int(ARMS[name].staleness > 0)
         for row, key in enumerate(shown):
@@ -207,14 +202,10 @@ def draw(curves: dict[str, list[Row]], path: Path) -> None:
             axes[row][column].plot(steps, smooth(heights), label=name)
     for row, label in enumerate(shown.values()):
         axes[row][0].set_ylabel(label)
-        for axis in axes[row]:
-            axis.grid(alpha=0.3)
     for column, title in enumerate(("fresh samples", "samples two versions stale")):
         axes[0][column].set_title(title)
-        axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel("step")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_picture(figure, axes.flat, path)
 
 
 if __name__ == "__main__":

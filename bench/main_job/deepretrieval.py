@@ -8,24 +8,21 @@ question. The question as it stands is searched for on the same corpus by the sa
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, Figure, main
-from bench.main_job.quickstart import SHORT, read_summary
+from bench.main_job.runs import SHORT, by_recipe, made_runs, new_folder, read_curve, read_summary, share_finished
+from search_agent.console.screen import new_picture, save_picture
 from search_agent.data.inputs import find_source
 from search_agent.data.source import Source
 from search_agent.evaluation.metrics import recall
-from search_agent.grid.members import Member, plan_grid
-from search_agent.grid.run import run_grid
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
 from search_agent.retrieval.server.child import start_server
 from search_agent.rewards.deepretrieval import relevant
-from verl.tracking.jsonl import read_metrics
 
 TWINS = {
     "deepretrieval_mini": ("passages, BM25", "recall@3"),
@@ -36,28 +33,20 @@ PICTURE = ROOT / "docs" / "results" / "deepretrieval.png"
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Make the runs in a folder of their own; it stays if one of them has no result."""
-    Path("runs").mkdir(exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="deepretrieval-", dir="runs")
+    """Make the runs, search for their questions as they stand, and draw both together."""
     names = ["deepretrieval_mini"] if quick else list(TWINS)
-    short = [key for key in SHORT if not key.startswith("data.traces")] if quick else []
-    arguments = [f"recipe={','.join(names)}", f"run_dir={folder}", *short]
-    _, members = plan_grid(arguments)
-    run_grid(arguments)
-    finished = {member.config.name: member for member in members if member.finished}
-    yield Figure.at_least("runs that finished", len(finished) / len(members), "share", 1.0)
-    lines = {}
-    for name, member in finished.items():
-        label, metric = TWINS[name]
-        source = find_source(member.config)
-        baseline = None if metric == "accuracy" else question_recall(source, int(metric.partition("@")[2]))
-        yield from figures(label, metric, read_summary(member), baseline, judged=not quick)
-        lines[label] = (curve(member, metric), baseline)
-    if not quick and finished:
-        draw(lines, PICTURE)
-        print(f"picture: {PICTURE.relative_to(ROOT)}")
-    if len(finished) == len(members):
-        shutil.rmtree(folder)
+    with made_runs(new_folder("deepretrieval"), [f"recipe={','.join(names)}", *(SHORT if quick else [])]) as members:
+        yield share_finished(members)
+        lines = {}
+        for name, member in by_recipe(members).items():
+            label, metric = TWINS[name]
+            source = find_source(member.config)
+            baseline = None if metric == "accuracy" else question_recall(source, int(metric.partition("@")[2]))
+            yield from figures(label, metric, read_summary(member), baseline, judged=not quick)
+            lines[label] = (read_curve(member, metric), baseline)
+        if not quick and lines:
+            draw(lines, PICTURE)
+            print(f"picture: {PICTURE.relative_to(ROOT)}")
 
 
 def question_recall(source: Source, k: int) -> float:
@@ -98,21 +87,9 @@ def figures(
     yield Figure(f"{label}: seconds of the run", sum(summary["seconds"].values()), "s")
 
 
-def curve(member: Member, metric: str) -> list[tuple[int, float]]:
-    """(reinforcement step, mean of the sampled episodes)."""
-    begin = member.config.warmup.steps
-    records = read_metrics(member.folder / "metrics.jsonl")
-    return [(record["step"] - begin, record[metric]) for record in records if metric in record]
-
-
 def draw(lines: Mapping[str, tuple[Sequence[tuple[int, float]], float | None]], path: Path) -> None:
     """One line a twin; the question as it stands is dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = new_picture(figsize=(7, 4.2))
     for number, (label, (points, question)) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label)
         if question is not None:
@@ -120,10 +97,7 @@ def draw(lines: Mapping[str, tuple[Sequence[tuple[int, float]], float | None]], 
     axes.set_xlabel("reinforcement step")
     axes.set_ylabel("recall, or execution accuracy (training, sampled)")
     axes.set_ylim(0, 1.02)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_picture(figure, [axes], path)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,13 @@ end to end, and records its seconds.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bench.harness import Figure, main
-from search_agent.grid.members import Member, plan_grid
-from search_agent.grid.run import run_grid
+from bench.main_job.runs import SHORT, made_runs, new_folder, read_summary, share_finished
 
 SEEDS = "seed=0,1,2,3,4"
-SHORT = [
-    "warmup.steps=20",
-    "trainer.steps=2",
-    "trainer.drop_uniform_groups=false",
-    "evaluation.dev_tasks=16",
-    "evaluation.test_tasks=16",
-]
 
 # When, how, what, which bound, and the bound: the figures of the quick start.
 _HIGH = (
@@ -38,22 +26,11 @@ _LOW = (("before", "sampled", "em_two_hop", 0.30),)
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Make the runs in a folder of their own, and compare their summaries with the figures."""
-    Path("runs").mkdir(exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="quickstart-", dir="runs")
-    arguments = [*(["seed=0", *SHORT] if quick else [SEEDS]), f"run_dir={folder}"]
-    _, members = plan_grid(arguments)
-    run_grid(arguments)
-    summaries = [read_summary(member) for member in members if member.finished]
-    yield Figure.at_least("runs that finished", len(summaries) / len(members), "share", 1.0)
-    if len(summaries) == len(members):
-        yield from figures(summaries, judged=not quick)
-        shutil.rmtree(folder)  # after a failure it stays, with its logs
-
-
-def read_summary(member: Member) -> Any:
-    """What a finished run found."""
-    return json.loads((member.folder / "summary.json").read_text())
+    """Make the runs and, if all have one, compare their summaries with the figures."""
+    with made_runs(new_folder("quickstart"), ["seed=0", *SHORT] if quick else [SEEDS]) as members:
+        yield share_finished(members)
+        if all(member.finished for member in members):
+            yield from figures([read_summary(member) for member in members], judged=not quick)
 
 
 def figures(summaries: list[Any], *, judged: bool) -> Iterator[Figure]:

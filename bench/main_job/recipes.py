@@ -6,39 +6,30 @@ Each run is `bash cmd/train.sh recipe=<system>_mini`. Runs and figures are those
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, Figure, main
-from bench.main_job.quickstart import SHORT, read_summary
-from search_agent.grid.members import Member, plan_grid
-from search_agent.grid.run import run_grid
-from verl.tracking.jsonl import read_metrics
+from bench.main_job.runs import SHORT, by_recipe, made_runs, new_folder, read_curve, read_summary, share_finished
+from search_agent.console.screen import new_picture, save_picture
+from search_agent.grid.members import Member
 
 SYSTEMS = {"autorefine_mini": "AutoRefine", "search_r1_mini": "Search-R1", "research_mini": "ReSearch"}
 PICTURE = ROOT / "docs" / "results" / "recipes.png"
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """Make the runs in a folder of their own; it stays if one of them has no result."""
-    Path("runs").mkdir(exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="recipes-", dir="runs")
+    """Make the runs, compare their summaries with the figures, and draw their curves together."""
     names = ["search_r1_mini"] if quick else list(SYSTEMS)
-    arguments = [f"recipe={','.join(names)}", f"run_dir={folder}", *(SHORT if quick else [])]
-    _, members = plan_grid(arguments)
-    run_grid(arguments)
-    finished = {member.config.name: member for member in members if member.finished}
-    yield Figure.at_least("runs that finished", len(finished) / len(members), "share", 1.0)
-    for name, member in finished.items():
-        yield from figures(SYSTEMS[name], read_summary(member), judged=not quick)
-    if not quick and finished:
-        draw({SYSTEMS[name]: curves(member) for name, member in finished.items()}, PICTURE)
-        print(f"picture: {PICTURE.relative_to(ROOT)}")
-    if len(finished) == len(members):
-        shutil.rmtree(folder)
+    with made_runs(new_folder("recipes"), [f"recipe={','.join(names)}", *(SHORT if quick else [])]) as members:
+        yield share_finished(members)
+        finished = by_recipe(members)
+        for name, member in finished.items():
+            yield from figures(SYSTEMS[name], read_summary(member), judged=not quick)
+        if not quick and finished:
+            draw({SYSTEMS[name]: curves(member) for name, member in finished.items()}, PICTURE)
+            print(f"picture: {PICTURE.relative_to(ROOT)}")
 
 
 def figures(system: str, summary: Mapping[str, Any], *, judged: bool) -> Iterator[Figure]:
@@ -59,22 +50,12 @@ def figures(system: str, summary: Mapping[str, Any], *, judged: bool) -> Iterato
 
 def curves(member: Member) -> dict[str, list[tuple[int, float]]]:
     """(reinforcement step, value) of what the picture shows."""
-    records = read_metrics(member.folder / "metrics.jsonl")
-    begin = member.config.warmup.steps
-    return {
-        key: [(record["step"] - begin, record[key]) for record in records if key in record]
-        for key in ("em", "searches", "dev/greedy/em", "dev/sampled/em")
-    }
+    return {key: read_curve(member, key) for key in ("em", "searches", "dev/greedy/em", "dev/sampled/em")}
 
 
 def draw(systems: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], path: Path) -> None:
     """Left: sampled EM in training, and dev EM; right: searches a question."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (score, searches) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (score, searches) = new_picture(1, ncols=2, figsize=(11, 4.5))
     for number, (system, lines) in enumerate(systems.items()):
         colour = f"C{number}"
         styles: list[tuple[Any, str, dict[str, Any]]] = [
@@ -92,11 +73,7 @@ def draw(systems: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], path:
     searches.set_ylim(bottom=0)
     for axes in (score, searches):
         axes.set_xlabel("reinforcement step")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_picture(figure, (score, searches), path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from bench.rollout.retriever import serving
 from bench.scale import calibrate
 from bench.scale.load import Group, Load, draw, played
 from bench.scale.simulate import Fleet, Outcome, Rates, simulate
+from search_agent.console.screen import new_picture, save_picture
 from verl.trajectory import Trajectory
 
 GROUPS, MEDIAN_S = 12, 0.3
@@ -117,12 +118,7 @@ def fleets(rates: Rates) -> dict[str, list[Outcome]]:
 
 def draw_picture(rates: Rates) -> Iterator[Figure]:
     """The picture, and its numbers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    figure, (left, right) = new_picture(1, ncols=2, figsize=(10, 4))
     for label, outcomes in fleets(rates).items():
         left.plot(GPUS, [outcome.episodes_per_s for outcome in outcomes], marker="o", label=label)
         right.plot(GPUS, [outcome.engine_busy for outcome in outcomes], marker="o", label=label)
@@ -133,9 +129,7 @@ def draw_picture(rates: Rates) -> Iterator[Figure]:
         axes.set(xscale="log", xlabel="GPUs", title=title)
         axes.set_xticks(GPUS, [str(n) for n in GPUS])
     left.set_yscale("log")
-    left.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(PICTURE, dpi=110)
+    save_picture(figure, (left, right), PICTURE)
 
 
 if __name__ == "__main__":

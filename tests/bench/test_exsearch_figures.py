@@ -10,6 +10,7 @@ import pytest
 
 from bench.main_job.exsearch import RUNS, curves, draw, figures
 from search_agent.console.command import load_config
+from search_agent.grid.members import Member
 
 
 def summary(em: float) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def test_curves_count_episodes_from_the_end_of_the_warm_up(tmp_path: Path) -> No
         {"step": 902, "dev/greedy/em": 0.9, "dev/sampled/em": 0.5},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = curves(tmp_path, load_config(["recipe=exsearch_mini"]))
+    found = curves(Member((), (), tmp_path, load_config(["recipe=exsearch_mini"])))
     assert found == {"greedy": [(0, 0.4), (5120, 0.9)], "sampled": [(5120, 0.5)]}
     draw({"a": found}, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000

@@ -35,5 +35,5 @@ def test_the_picture_counts_steps_from_the_beginning_of_reinforcement(tmp_path: 
     lines = curves(Member((), (), tmp_path, load_config(["recipe=search_r1_mini"])))
     assert lines["em"] == [(1, 0.5), (2, 0.6)]
     assert lines["dev/greedy/em"] == [(0, 0.4)]
-    draw({"Search-R1": lines}, tmp_path / "made" / "picture.png")
-    assert (tmp_path / "made" / "picture.png").stat().st_size > 0
+    draw({"Search-R1": lines}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 0
