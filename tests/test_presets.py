@@ -13,6 +13,7 @@ from search_agent.planning.preflight import config_faults
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
 from verl.errors import UserError, refuse
+from verl.rollout.interfaces import Sampling
 from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
@@ -107,6 +108,7 @@ def test_published_numbers_of_rare() -> None:
         warmup = config.warmup
         assert (warmup.epochs, warmup.sequences_per_step, warmup.optimizer.learning_rate) == (5, 64, 1e-5)
         assert (warmup.optimizer.schedule, config.trainer.steps, config.retriever) == ("cosine", 0, "none")
+        assert config.evaluation.decodings[1].sampling == Sampling(0.95, top_p=0.7, top_k=50)
     assert lora.learner.lora is not None
     assert (lora.learner.lora.rank, lora.learner.lora.alpha, lora.learner.lora.plus_ratio) == (64, 128, 16)
     assert (kto.warmup.epochs, kto.warmup.optimizer.learning_rate) == (3, 5e-6)

@@ -137,6 +137,8 @@ class DecodingConfig:
     """0 takes the most likely token each time."""
     top_p: float = 1.0
     """Nucleus that tokens are drawn from."""
+    top_k: int = -1
+    """How many of the likeliest tokens are drawn from; -1 is all of them."""
     samples: int = 1
     """Episodes of each task; scores are their mean."""
 
@@ -147,6 +149,8 @@ class DecodingConfig:
             raise UserError(f"temperature is {self.temperature}: write 0 or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: write a number in (0, 1]")
+        if self.top_k != -1 and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}: write 1 or more, or -1 for all tokens")
         at_least(self, 1, "samples")
         if self.temperature == 0 and self.samples > 1:
             raise UserError(f"samples is {self.samples} with temperature=0: they would all be alike; write 1")
@@ -154,7 +158,7 @@ class DecodingConfig:
     @property
     def sampling(self) -> Sampling:
         """How its episodes draw tokens."""
-        return Sampling(temperature=self.temperature, top_p=self.top_p)
+        return Sampling(self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)

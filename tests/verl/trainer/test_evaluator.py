@@ -66,6 +66,14 @@ async def test_a_decoding_that_an_outage_ended_whole_is_no_score_of_zero() -> No
         await evaluator(Pool("dev-pass4")).measure(TASKS, "dev", "dev", 0)
 
 
+def test_a_decoding_draws_by_all_that_it_names() -> None:
+    named = DecodingConfig(name="published", temperature=0.95, top_p=0.7, top_k=50)
+    assert (named.sampling.temperature, named.sampling.top_p, named.sampling.top_k) == (0.95, 0.7, 50)
+    assert DecodingConfig(name="sampled").sampling.top_k == -1
+    with pytest.raises(UserError, match="top_k is 0: write 1 or more, or -1"):
+        DecodingConfig(name="none", top_k=0)
+
+
 def test_the_best_checkpoint_is_chosen_by_the_metric_that_is_named() -> None:
     results: dict[str, Any] = {
         "greedy": {"em": 0.5, "f1": 0.7, "f1/nq": 0.9},
