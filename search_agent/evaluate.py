@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             result = asyncio.run(evaluate_served(config, served, folder, results))
         else:
             with closing(start_guardian(folder.path)) as guardian:
-                result = asyncio.run(evaluate(config, folder, guardian.scratch))
+                result = asyncio.run(evaluate(config, folder, guardian.scratch, results))
         model = served.endpoint_model if served else config.model
         folder.write_json("evaluation.json", {"model": model, **(served.played if served else {}), **result})
     console = screen()
@@ -122,25 +122,29 @@ def run_config(path: Path, overrides: Sequence[str]) -> RunConfig:
         raise UserError("\n".join(line if line.startswith(keys) else f"{path}: {line}" for line in lines)) from error
 
 
-async def evaluate(config: RunConfig, folder: Any, scratch: Path) -> dict[str, Any]:
-    """Play the test split; what came out by decoding, as in a run's summary."""
+async def evaluate(config: RunConfig, folder: RunFolder, scratch: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Play what is not yet in the folder's journal; what came out by decoding, as in a run's summary.
+
+    ``results`` are the keys that decide what is computed, besides the model's files.
+    """
     from search_agent.data.inputs import find_source, model_path
-    from search_agent.evaluation.describe import describe
+    from search_agent.evaluation.journal import Journal, stamp
+    from search_agent.evaluation.playing import conclude, keep, play_on_workers, still_open
     from search_agent.launch import processes
     from search_agent.manifests import check_retriever
     from search_agent.planning.lengths import check_lengths
-    from verl.trainer.evaluator import Evaluator
 
     source = await asyncio.to_thread(find_source, config)
     tasks, model = source.test.load()[: config.evaluation.test_tasks], model_path(config, source)
     check_lengths({"test": tasks}, config, model)
     await check_retriever(config, folder)
-    only_test = replace(source, train=source.test, dev=source.test)
-    async with processes(config, only_test, model, folder.logs, scratch, learn=False, probes=list) as live:
-        measuring = Evaluator(live.pool, describe, config.evaluation.decodings).measure(
-            tasks, "test", "eval", 0, keep_in=folder
-        )
-        return await live.watch(measuring)
+    journal = Journal(folder.path, {**results, "files": stamp(model)}, fresh=config.fresh)
+    done, open_ = still_open(config, tasks, journal)
+    if open_:
+        only_test = replace(source, train=source.test, dev=source.test)
+        async with processes(config, only_test, model, folder.logs, scratch, learn=False, probes=list) as live:
+            await live.watch(keep(play_on_workers(live.pool, open_, fixed=config.deterministic), done, journal))
+    return conclude(config, tasks, done, folder)
 
 
 if __name__ == "__main__":

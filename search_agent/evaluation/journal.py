@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from verl.config.compose import config_hash
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.rollout.episodes import Episode, append_episode, read_episodes
@@ -18,11 +21,14 @@ Key = tuple[str, str, int]
 
 
 class Journal:
-    """The folder with one file a stage. What a killed process left half written is cut off."""
+    """A folder ``journal-.../`` with one file a stage. What a killed process left half written is cut off."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+    def __init__(self, folder: Path, played: Mapping[str, Any], *, fresh: bool = False) -> None:
+        """In ``folder``, for what ``played`` decides; ``fresh`` forgets what was played before."""
+        self._folder = folder / f"journal-{config_hash(dict(played))}"
+        if fresh:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, stage: str, tasks: Mapping[str, Task]) -> dict[Key, Trajectory]:
         """What was played of these tasks; what infrastructure ended, and what was another question, is played again."""
@@ -45,6 +51,12 @@ class Journal:
 
     def _file(self, stage: str) -> Path:
         return self._folder / f"{stage}.jsonl"
+
+
+def stamp(model: str) -> list[tuple[str, int, int]]:
+    """What tells the files of a model's folder from others of the same names: sizes, and when they were written."""
+    files = sorted(file for file in Path(model).resolve().rglob("*") if file.is_file())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _cut_torn_line(file: Path) -> None:

@@ -124,11 +124,11 @@ class RolloutPool:
 
     def _route(self, request: GroupRequest) -> int:
         """The worker of a group's episodes, which are open from now until ``_close``."""
-        return [self._router.route(_key(request), sample) for sample in range(request.samples)][-1]
+        return [self._router.route(_key(request), sample) for sample in request.numbers][-1]
 
     def _close(self, bundle: Sequence[GroupRequest]) -> None:
         for request in bundle:
-            for sample in range(request.samples):
+            for sample in request.numbers:
                 if self._router.is_open(_key(request), sample):  # a worker that left closed its own
                     self._router.done(_key(request), sample)
 

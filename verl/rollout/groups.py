@@ -25,6 +25,13 @@ class GroupRequest:
     sampling: Sampling
     greedy: bool = False
     """Whether to play one greedy episode of the task besides, whose reward is a baseline."""
+    first: int = 0
+    """The number of the first of these samples; more than 0 where others of the task are asked for by themselves."""
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the samples."""
+        return range(self.first, self.first + self.samples)
 
 
 @dataclass(frozen=True, slots=True)

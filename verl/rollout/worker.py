@@ -61,11 +61,11 @@ class RolloutWorker:
                 request.task,
                 request.split,
                 EpisodeKey(self._run_seed, request.stage, request.step, request.task.id, sample),
-                GREEDY if sample == request.samples else request.sampling,
+                request.sampling if sample in request.numbers else GREEDY,
                 request.number,
             )
             for request in requests
-            for sample in range(request.samples + request.greedy)
+            for sample in (*request.numbers, *[request.numbers.stop] * request.greedy)
         ]
         seat = self._seats(len(episodes)) if self._deterministic else None
         playing = play(episodes, self._agent, self._engine, watch=self._watch, seat=seat)

@@ -124,12 +124,12 @@ def test_what_names_an_endpoint_is_taken_from_the_command_line() -> None:
 
 
 def test_a_journal_gives_back_what_ended_and_neither_outages_nor_other_questions_nor_torn_lines(tmp_path: Path) -> None:
-    journal, tasks = Journal(tmp_path), {f"t{i}": Task(f"t{i}", f"q{i}", ("a",)) for i in range(4)}
+    journal, tasks = Journal(tmp_path, {}), {f"t{i}": Task(f"t{i}", f"q{i}", ("a",)) for i in range(4)}
     for number, task in enumerate(tasks.values()):
         played = Trajectory(task.id, 0, outcome="aborted" if number == 1 else "finished")
         asked = Task(task.id, "another question", ("a",)) if number == 2 else task
         journal.add("eval-greedy", Episode(asked, "test", played))
-    file = tmp_path / "eval-greedy.jsonl"
+    [file] = tmp_path.glob("journal-*/eval-greedy.jsonl")
     file.write_bytes(file.read_bytes()[:-9])
     assert set(journal.read("eval-greedy", tasks)) == {("eval-greedy", "t0", 0)}
     journal.add("eval-greedy", Episode(tasks["t3"], "test", Trajectory("t3", 0, outcome="finished")))
