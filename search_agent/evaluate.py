@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     what ``endpoint=`` serves, of which ``model=`` names the tokenizer."""
     from search_agent.console.report import evaluation_table, warning_lines
     from search_agent.console.screen import say, screen
+    from search_agent.evaluation.choices import chosen
     from search_agent.evaluation.journal import alone
     from search_agent.evaluation.playing import evaluate_served
     from search_agent.evaluation.served import split_endpoint
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
 
-    served, others = split_endpoint(arguments)
+    served, others = split_endpoint(chosen(arguments))
     named = last_value(others, "model") is not None
     config = evaluated_config(others if named or served is None else [*others, f"model={served.endpoint_model}"])
     refuse(address_faults(config) + ([] if served else model_faults(config) + path_faults(config.cluster)))

@@ -76,12 +76,14 @@ class Segment:
     finish_reason: FinishReason | None = None
     """Why generation stopped; None unless ``generated``."""
     calls: tuple[ToolCall, ...] = ()
-    """The calls whose results this observation shows."""
+    """The calls whose results this observation, or prompt, shows."""
     prefill: str = ""
     """The end of this segment's text that begins the policy's next turn (``<think>``): not the policy's, but read with
     it."""
     last_call: bool = False
     """Whether this observation told the policy that one turn is left."""
+    anew: bool = False
+    """Whether the policy's next turn reads from here on: what stands before is recorded, and not read any more."""
 
     @property
     def is_policy(self) -> bool:
@@ -115,11 +117,13 @@ class Trajectory:
 
     # -- writing --
 
-    def append_prompt(self, token_ids: Sequence[int], text: str, prefill: str = "") -> None:
+    def append_prompt(
+        self, token_ids: Sequence[int], text: str, prefill: str = "", calls: Sequence[ToolCall] = ()
+    ) -> None:
         """Open the ledger. Raises ValueError if it is not empty: an episode has one prompt."""
         if self.segments:
             raise ValueError("the prompt comes first")
-        self.segments.append(Segment("prompt", 0, _ints(token_ids), text, prefill=prefill))
+        self.segments.append(Segment("prompt", 0, _ints(token_ids), text, calls=tuple(calls), prefill=prefill))
 
     def append_generated(
         self,
@@ -149,6 +153,7 @@ class Trajectory:
         *,
         prefill: str = "",
         last_call: bool = False,
+        anew: bool = False,
     ) -> None:
         """Add what the environment answered to the last generated segment."""
         if not self.segments or self.segments[-1].kind == "prompt":
@@ -156,7 +161,14 @@ class Trajectory:
         turn = self.num_turns - 1
         self.segments.append(
             Segment(
-                "observation", turn, _ints(token_ids), text, calls=tuple(calls), prefill=prefill, last_call=last_call
+                "observation",
+                turn,
+                _ints(token_ids),
+                text,
+                calls=tuple(calls),
+                prefill=prefill,
+                last_call=last_call,
+                anew=anew,
             )
         )
 
@@ -196,8 +208,13 @@ class Trajectory:
         return [call for segment in self.segments for call in segment.calls]
 
     def token_ids(self) -> IntArray:
-        """All ids, ``[tokens]`` int32: the context of the next turn, and the input of the loss."""
+        """All ids, ``[tokens]`` int32: the input of the loss."""
         return np.concatenate([s.token_ids for s in self.segments]) if self.segments else _ints(())
+
+    def context_ids(self) -> IntArray:
+        """The ids that the next turn continues: all of them, or those since the context began anew."""
+        begin = max((i for i, segment in enumerate(self.segments) if segment.anew), default=0)
+        return np.concatenate([s.token_ids for s in self.segments[begin:]])
 
     def policy_mask(self) -> BoolArray:
         """``[tokens]`` bool, True where the policy chose the token: the mask of every loss, KL, entropy and metric."""
@@ -252,6 +269,7 @@ class Trajectory:
                 ),
                 prefill=row.get("prefill", ""),
                 last_call=row.get("last_call", False),
+                anew=row.get("anew", False),
             )
             for row in record["segments"]
         ]
@@ -264,7 +282,8 @@ class Trajectory:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as three arrays, not three for each segment: a step has tens of thousands of segments."""
         heads = [
-            (s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls, s.prefill, s.last_call) for s in self.segments
+            (s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls, s.prefill, s.last_call, s.anew)
+            for s in self.segments
         ]
         policy = [s for s in self.segments if s.is_policy]
         logprobs = np.concatenate([s.logprobs for s in policy]) if policy else _floats(())

@@ -26,6 +26,8 @@ def check_start(config: RunConfig, path: Path) -> None:
 def config_faults(config: RunConfig) -> list[str]:
     """What forbids the run on any machine: the model's folder, addresses, what the plan cannot place or hold."""
     faults = model_faults(config) + address_faults(config)
+    if getattr(config.environment.config, "plays_alone", False):
+        faults.append(f"environment.plugin={config.environment.module} is for evaluation: it cannot be trained on")
     shape = known_shape(config)
     problems = make_plan(config, shape).problems if shape is not None else []
     return faults + problems + transfer_faults(config.rollout.engine.weight_transfer, config.cluster)

@@ -37,6 +37,8 @@ class TrainingSample:
         """Read a trajectory; a scalar ``advantages`` is given to every policy token."""
         if trajectory.outcome == "aborted":
             raise ValueError(f"task {trajectory.task_id}: an aborted trajectory must never be trained on")
+        if any(segment.anew for segment in trajectory.segments):
+            raise ValueError(f"task {trajectory.task_id}: its context began anew, and it would be read as one text")
         mask = trajectory.policy_mask()
         return cls(
             token_ids=trajectory.token_ids(),

@@ -47,13 +47,13 @@ async def run_episode(
     trajectory, watcher = Trajectory(task_id=task.id, sample=key.sample), watcher or Unwatched()
     try:
         prompt = await environment.start()
-        trajectory.append_prompt(prompt.token_ids, prompt.text, prompt.prefill)
+        trajectory.append_prompt(prompt.token_ids, prompt.text, prompt.prefill, prompt.calls)
         trajectory.images = prompt.images
         watcher.wrote(trajectory.segments[-1])
         while (turn := environment.next_turn()) is not None:
             seed = key.turn_seed(trajectory.num_turns)
             watcher.enter("engine")
-            generation = await engine.generate(trajectory.token_ids().tolist(), turn, sampling, seed)
+            generation = await engine.generate(trajectory.context_ids().tolist(), turn, sampling, seed)
             trajectory.append_generated(
                 generation.token_ids,
                 generation.text,
@@ -71,6 +71,7 @@ async def run_episode(
                     observation.calls,
                     prefill=observation.prefill,
                     last_call=observation.last_call,
+                    anew=observation.anew,
                 )
                 watcher.wrote(trajectory.segments[-1])
     except InfrastructureError as error:

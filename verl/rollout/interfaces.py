@@ -30,6 +30,8 @@ class Prompt:
     """The end of ``text`` that begins the policy's turn (``<think>``)."""
     images: tuple[str, ...] = ()
     """What it shows besides: paths or ``data:`` URLs (``Task.images``)."""
+    calls: tuple[ToolCall, ...] = ()
+    """What was asked before the policy wrote anything, and is shown in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Observation:
     """The end of ``text`` that begins the policy's turn, as for a prompt."""
     last_call: bool = False
     """Whether it tells the policy that one turn is left."""
+    anew: bool = False
+    """Whether it is a whole new prompt, and all that the policy's next turn reads (``Segment.anew``)."""
 
 
 class Environment(Protocol):
