@@ -9,7 +9,7 @@ from search_agent.planning.rates import PredictionConfig
 from search_agent.retrieval.config import ClientConfig
 from verl.cluster.config import ClusterConfig
 from verl.config.build import Plugin
-from verl.errors import UserError
+from verl.errors import UserError, require
 from verl.learner.config import LearnerConfig
 from verl.rollout.config import RolloutConfig
 from verl.tracking.config import TrackingConfig
@@ -83,8 +83,7 @@ class RunConfig:
     """What ``dry_run=true`` needs to say how long a run takes and what it costs."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed={self.seed}: write 0 to 2**63 - 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "write 0 to 2**63 - 1")
         if self.client.urls != ClientConfig().urls:
             raise UserError("client.urls says nothing beside retriever: write retriever=http://HOST:PORT")
         shown = getattr(self.environment.config, "top_k", None)

@@ -25,7 +25,7 @@ from search_agent.tools import search
 from search_agent.tools.base import BadRequest, Caller, Retriever, Tools
 from verl.config.build import Plugin
 from verl.data.tasks import Task
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, UserError, at_least
 from verl.rollout.interfaces import Generation, Observation, Prompt, Turn
 from verl.trajectory import Outcome, ToolCall, ToolResult
 
@@ -61,12 +61,8 @@ class Config:
     named ``search`` replaces the search of passages."""
 
     def __post_init__(self) -> None:
-        if self.max_turns < 0:
-            raise UserError(f"max_turns is {self.max_turns}: it must be at least 0")
-        for key in ("max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} is {getattr(self, key)}: it must be at least 1")
-
+        at_least(self, 0, "max_turns")
+        at_least(self, 1, "max_tokens_per_turn", "max_observation_tokens", "max_prompt_tokens", "top_k")
         try:
             date.fromisoformat(self.date)
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -42,7 +43,22 @@ def require(holds: bool, key: str, value: object, remedy: str) -> None:
         raise UserError(f"{key}={'null' if value is None else value}: {remedy}")
 
 
-def at_least(config: object, minimum: int, *keys: str) -> None:
-    """Raise a UserError for the first of these keys of ``config`` that is below ``minimum``."""
+def at_least(config: object, minimum: float, *keys: str) -> None:
+    """Raise a UserError for the first of these keys of ``config`` that is below ``minimum``; null is let through."""
+    within(config, minimum, math.inf, *keys)
+
+
+def above(config: object, bound: float, *keys: str, most: float = math.inf) -> None:
+    """Raise a UserError for the first of these keys of ``config`` that is not above ``bound``, or is above ``most``."""
     for key in keys:
-        require(getattr(config, key) >= minimum, key, getattr(config, key), f"write {minimum} or more")
+        value = getattr(config, key)
+        remedy = f"write a number above {bound}" + (f", at most {most}" if most < math.inf else "")
+        require(value is None or bound < value <= most, key, value, remedy)
+
+
+def within(config: object, low: float, high: float, *keys: str) -> None:
+    """Raise a UserError for the first of these keys of ``config`` that is below ``low`` or above ``high``."""
+    for key in keys:
+        value = getattr(config, key)
+        remedy = f"write {low} or more" if high == math.inf else f"write {low} to {high}"
+        require(value is None or low <= value <= high, key, value, remedy)

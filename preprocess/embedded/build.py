@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from preprocess.embedded.splits import Split, draw_splits, draw_warmup
 from preprocess.embedded.styles import Style, StyleName, make_style
 from preprocess.embedded.teacher import Behaviour, draw_traces, teach
 from search_agent.protocols.framing import end_of_turn, make_framing
+from search_agent.retrieval.index.index_files import exclusive
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import within
 from verl.seeds import derive_seed
 
 WORLD_VERSION = 3
@@ -27,26 +28,43 @@ WORLD_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Sizes:
+    """How much of a world of people, books and cities is built."""
+
+    dev_questions: int = 200
+    """Questions over the dev world: enough to choose by, few enough to ask every few steps."""
+    test_questions: int = 600
+    """Questions over the clean test world: a 95 % interval of 4 points to each side at the widest."""
+    traces: int = 9000
+    """Warm-up traces, over worlds of their own: 900 steps of 32 see each one three times or so."""
+
+    def __post_init__(self) -> None:
+        within(self, 5, 1300, "dev_questions", "test_questions")
+        within(self, 5, 100_000, "traces")
+
+    @property
+    def name(self) -> str:
+        """Part of the name of the world's folder."""
+        return f"{self.dev_questions}-{self.test_questions}-{self.traces}"
+
+
+@dataclass(frozen=True)
+class StyledSizes(Sizes):
+    """Sizes of the embedded world, and whose world it is."""
+
+    style: StyleName = "autorefine"
+    """The protocol that warm-up traces are written in, and that the tokenizer is trained for; keep it that of
+    ``protocol``, with ``instruction: short``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StyledSizes):
     """What to build and where."""
 
     out: str
     """Folder to write to; made if it is not there."""
     seed: int = 0
     """Every name, fact, question, trace and weight follows from it."""
-    style: StyleName = "autorefine"
-    """The protocol that the warm-up traces are written in, and that the tokenizer is trained for."""
-    dev_questions: int = 200
-    """Questions over the dev world: enough to choose by, few enough to ask every few steps."""
-    test_questions: int = 600
-    """Questions over the clean test world: a 95 % interval of 4 points to each side at the widest."""
-    traces: int = 9000
-    """Warm-up traces, over worlds of their own: 700 steps of 32 see each one two or three times."""
-
-    def __post_init__(self) -> None:
-        for key, most in (("dev_questions", 1300), ("test_questions", 1300), ("traces", 100_000)):
-            if not 5 <= getattr(self, key) <= most:
-                raise UserError(f"{key}={getattr(self, key)} cannot be built; write a number from 5 to {most}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,17 @@ class WorldPaths:
             model=root / "model",
             manifest=root / "manifest.json",
         )
+
+
+def build_once(manifest: Path, build: Callable[[], object]) -> None:
+    """Build what ``manifest`` ends unless it is there. One process builds, others wait: runs of a grid begin together.
+
+    Raises UserError where nothing can be written.
+    """
+    if not manifest.exists():  # a finished world may stand where nothing can be written
+        with exclusive(manifest.parent, key="", remedy="run it from a folder that can be written"):
+            if not manifest.exists():
+                build()
 
 
 def build_world(config: Config) -> WorldPaths:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.embedded.build import build_once
 from preprocess.queries.build import WORLD_VERSION, QueryPaths, build_query_world
 from preprocess.queries.worlds import Kind
 from search_agent.data.source import Source, Split
-from search_agent.retrieval.index.index_files import exclusive
-from verl.errors import UserError
+from verl.errors import within
 
 SERVERS: dict[Kind, tuple[str, ...]] = {
     "passages": ("max_k=10000",),
@@ -36,9 +36,7 @@ class Config:
     """Warm-up traces of an imperfect teacher, about names that training asks about."""
 
     def __post_init__(self) -> None:
-        for key in ("train_questions", "dev_questions", "test_questions", "traces"):
-            if not 5 <= getattr(self, key) <= 100_000:
-                raise UserError(f"{key}={getattr(self, key)} cannot be built; write a number from 5 to 100000")
+        within(self, 5, 100_000, "train_questions", "dev_questions", "test_questions", "traces")
 
 
 def build(config: Config, *, out: Path, seed: int) -> Source:
@@ -46,10 +44,7 @@ def build(config: Config, *, out: Path, seed: int) -> Source:
     questions = {"train": config.train_questions, "dev": config.dev_questions, "test": config.test_questions}
     sizes = "-".join(str(count) for count in (*questions.values(), config.traces))
     paths = QueryPaths(out / f"queries-v{WORLD_VERSION}-{config.kind}-{seed}-{sizes}")
-    if not paths.manifest.exists():
-        with exclusive(paths.root):
-            if not paths.manifest.exists():
-                build_query_world(paths, config.kind, seed, questions, config.traces)
+    build_once(paths.manifest, lambda: build_query_world(paths, config.kind, seed, questions, config.traces))
     splits = {split: Split(paths.tasks(split), paths.corpus) for split in questions}
     return Source(
         splits["train"],

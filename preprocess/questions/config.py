@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from preprocess.catalogue import QUESTIONS
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Config:
     """Draws the validation questions, and shuffles the training and the validation file; 42 as published."""
 
     def __post_init__(self) -> None:
-        if self.valid_per_set < 0:
-            raise UserError(f"valid_per_set is {self.valid_per_set}: write 0 or more questions")
+        at_least(self, 0, "valid_per_set")
         for key in ("train", "test"):
             names = getattr(self, key)
             if not names or len(set(names)) < len(names):

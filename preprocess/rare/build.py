@@ -17,7 +17,7 @@ from preprocess.embedded.build import write_rows
 from preprocess.rare.rank import Rank, by_encoder
 from preprocess.rare.sets import SETS, Item, SetName
 from search_agent.protocols.rare import open_book
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 from verl.seeds import derive_seed
 
 
@@ -42,8 +42,7 @@ class Config:
     """Draws the rows of dev."""
 
     def __post_init__(self) -> None:
-        if self.top < 1 or self.dev_rows < 1:
-            raise UserError(f"top={self.top}, dev_rows={self.dev_rows}: write 1 or more")
+        at_least(self, 1, "top", "dev_rows")
 
 
 def build_set(config: Config, rank: Rank | None = None) -> dict[str, Any]:

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.embedded import tiny_model
-from preprocess.embedded.build import write_rows
+from preprocess.embedded.build import Sizes, build_once, write_rows
 from preprocess.embedded.facts import World
 from preprocess.embedded.search import retriever
 from preprocess.embedded.splits import Split as Drawn
 from preprocess.embedded.splits import draw_splits, draw_warmup
 from search_agent.data.source import Source, Split
 from search_agent.protocols.rare import open_book
-from search_agent.retrieval.index.index_files import exclusive
 from search_agent.retrieval.types import Document
 from verl.data.tasks import Task
-from verl.errors import UserError
 from verl.seeds import derive_seed
 
 WORLD_VERSION = 1
@@ -36,7 +34,7 @@ Retrieve = Callable[[str], Sequence[Document]]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Sizes):
     """What is shown and taught, and how much of it."""
 
     documents: bool = True
@@ -45,27 +43,12 @@ class Config:
     """Whether traces say if they are right, for ``warmup.loss.name=kto``."""
     traces_fraction: float = 1.0
     """Share of the traces that is learned from, drawn by ``seed``; a smaller share is part of every larger one."""
-    dev_questions: int = 200
-    """Questions over the dev world."""
-    test_questions: int = 600
-    """Questions over the clean world: a 95 % interval of 4 points to each side at the widest."""
-    traces: int = 9000
-    """What the teacher writes, over worlds of its own."""
-
-    def __post_init__(self) -> None:
-        for key, most in (("dev_questions", 1300), ("test_questions", 1300), ("traces", 100_000)):
-            if not 5 <= getattr(self, key) <= most:
-                raise UserError(f"{key}={getattr(self, key)} cannot be built; write a number from 5 to {most}")
 
 
 def build(config: Config, *, out: Path, seed: int) -> Source:
     """Build the world unless it stands in ``out`` already."""
-    sizes = f"{config.dev_questions}-{config.test_questions}-{config.traces}"
-    root = out / f"reading-v{WORLD_VERSION}-{'open' if config.documents else 'closed'}-{seed}-{sizes}"
-    if not (root / "manifest.json").exists():
-        with exclusive(root):
-            if not (root / "manifest.json").exists():
-                build_world(root, config, seed)
+    root = out / f"reading-v{WORLD_VERSION}-{'open' if config.documents else 'closed'}-{seed}-{config.name}"
+    build_once(root / "manifest.json", lambda: build_world(root, config, seed))
     train, dev, test = (Split(root / f"{name}.jsonl", prompts=True) for name in ("train", "dev", "test"))
     traces = root / ("labelled.jsonl" if config.labelled else "traces.jsonl")
     return Source(train, dev, test, model=root / "model", traces=traces, traces_fraction=config.traces_fraction)

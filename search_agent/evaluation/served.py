@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from search_agent.evaluation.chat_tokens import ChatTokens
 from search_agent.openai_client import Completion, Draw, Endpoint, OpenAIClient
 from verl.config.compose import last_value
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
 
 Api = Literal["completions", "chat"]
@@ -34,8 +34,7 @@ class Served:
     def __post_init__(self) -> None:
         if self.endpoint_api not in get_args(Api):
             raise UserError(f"endpoint_api={self.endpoint_api}: write {' or '.join(get_args(Api))}")
-        if self.endpoint_concurrency < 1:
-            raise UserError(f"endpoint_concurrency={self.endpoint_concurrency}: write 1 or more")
+        at_least(self, 1, "endpoint_concurrency")
         self.address  # noqa: B018  (its faults are told before anything starts)
 
     @property

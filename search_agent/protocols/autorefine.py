@@ -16,7 +16,7 @@ from typing import Literal
 from search_agent.protocols.actions import Action
 from search_agent.protocols.instructed import InstructedConfig, InstructedProtocol
 from search_agent.protocols.render import count_word, tags_balanced
-from verl.errors import UserError
+from verl.errors import at_least
 from verl.trajectory import Segment
 
 
@@ -39,8 +39,7 @@ class Config(InstructedConfig):
         return self.passages
 
     def __post_init__(self) -> None:
-        if self.passages < 1:
-            raise UserError(f"passages is {self.passages}: write the number of passages a search returns, at least 1")
+        at_least(self, 1, "passages")
 
 
 class AutoRefine(InstructedProtocol):

@@ -8,14 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from verl.config.build import Plugin
-from verl.errors import UserError
-
-
-def at_least_one(config: object, *keys: str) -> None:
-    """Raise UserError for the first of these keys of ``config`` that is below 1."""
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise UserError(f"{key}: {getattr(config, key)} is below 1; give 1 or more")
+from verl.errors import UserError, above, at_least, within
 
 
 @dataclass(frozen=True)
@@ -49,17 +42,14 @@ class ClientConfig:
         if not self.urls:
             raise UserError("urls: empty; give at least one address such as http://127.0.0.1:8000")
         object.__setattr__(self, "urls", tuple(_server_address(url, self.dialect) for url in self.urls))
-        if self.timeout_s <= 0:
-            raise UserError(f"timeout_s: {self.timeout_s} is not above 0; give seconds per attempt, e.g. 30")
-        if self.retries < 0:
-            raise UserError(f"retries: {self.retries} is negative; 0 means one attempt only")
+        above(self, 0, "timeout_s")
+        at_least(self, 0, "retries")
         if self.cache in ("cache", "record") and self.dialect != "retrieve":
             raise UserError(f"cache: servers of dialect={self.dialect} have no fingerprint; write cache=off")
         if self.cache != "off" and self.cache_file is None:
             raise UserError(f"cache_file: cache={self.cache} needs a file; write cache_file=PATH, or cache=off")
-        at_least_one(self, "max_queries_per_request", "max_requests_in_flight", "max_query_bytes")
-        if self.max_query_bytes > 8192:
-            raise UserError(f"max_query_bytes: {self.max_query_bytes} is above the 8192 that our server reads")
+        at_least(self, 1, "max_queries_per_request", "max_requests_in_flight")
+        within(self, 1, 8192, "max_query_bytes")  # our server reads as much
 
 
 PATHS = {"retrieve": "/retrieve", "batch_search": "/batch_search", "api_search": "/api/search"}
@@ -92,7 +82,7 @@ class EncoderConfig:
     """Tokens of a passage or query that the encoder reads; 256 is what the published indexes were made with."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "max_tokens")
+        at_least(self, 1, "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -110,9 +100,8 @@ class DenseConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gpus < 0:
-            raise UserError(f"gpus: {self.gpus} is negative; 0 searches on the CPU")
-        at_least_one(self, "probes")
+        at_least(self, 0, "gpus")
+        at_least(self, 1, "probes")
 
 
 @dataclass(frozen=True)
@@ -131,7 +120,7 @@ class RerankConfig:
     of the BERT family read 512."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "depth", "max_tokens")
+        at_least(self, 1, "depth", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -179,16 +168,14 @@ class ServerConfig:
     """Stop when standard input closes: so a server dies with the process that holds the other end."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"port: {self.port} is no port; give 1 to 65535, or 0 for a free one")
+        within(self, 0, 65535, "port")
+        at_least(self, 0, "threads")
+        at_least(self, 1, "topk", "max_k", "max_queries")
         self._check_backend()
         if not 0 <= self.shard < self.shards:
             raise UserError(f"shard: {self.shard} of {self.shards} does not exist; give 0 to shards - 1")
-        at_least_one(self, "topk", "max_k", "max_queries")
         if self.topk > self.max_k:
             raise UserError(f"topk: {self.topk} is above max_k={self.max_k}; raise max_k")
-        if self.threads < 0:
-            raise UserError(f"threads: {self.threads} is negative; 0 chooses by back end")
 
     def _check_backend(self) -> None:
         if self.corpus is None and not isinstance(self.backend, Plugin):

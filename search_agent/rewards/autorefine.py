@@ -17,7 +17,7 @@ from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.parts import measure
 from search_agent.rewards.text import cover_match, word_match
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import within
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -39,9 +39,7 @@ class Config:
     it finds "no" in "known"."""
 
     def __post_init__(self) -> None:
-        for key in ("refine_score", "refine_bonus", "format_score"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"{key} is {getattr(self, key)}: write a number between 0 and 1")
+        within(self, 0, 1, "refine_score", "refine_bonus", "format_score")
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardFunction:

@@ -18,7 +18,7 @@ from typing import Literal
 from search_agent.evaluation.metrics import hit, ndcg, recall
 from search_agent.protocols.base import SearchProtocol
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import ToolCall, Trajectory
 
@@ -55,8 +55,7 @@ class Config:
     nDCG in the order of the file, which can exceed 1, as the published code does."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"k is {self.k}: write 1 or more")
+        at_least(self, 1, "k")
         bounds = [bound for bound, _ in self.tiers]
         best_first = sorted(bounds, reverse=self.metric != "answer_rank")
         if bounds != best_first:

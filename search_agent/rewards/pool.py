@@ -26,7 +26,7 @@ from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.checked import checked, describe, name_scoring
 from verl.config.build import Plugin
 from verl.data.tasks import Task
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, UserError, above, at_least
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -45,11 +45,8 @@ class Config:
     """How long a process may take to import the plug-in and build it (seconds)."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers is {self.workers}: a pool needs at least 1")
-        for key in ("deadline_s", "start_deadline_s"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"{key} is {getattr(self, key)}: write a number of seconds above 0")
+        at_least(self, 1, "workers")
+        above(self, 0, "deadline_s", "start_deadline_s")
 
 
 class RewardPool:

@@ -12,7 +12,7 @@ from typing import Literal
 from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.parts import measure
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import within
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -27,8 +27,7 @@ class Config:
     """What the format earns where the answer earns nothing. 0.1 as published."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.format_score <= 1:
-            raise UserError(f"format_score is {self.format_score}: write a number between 0 and 1")
+        within(self, 0, 1, "format_score")
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardFunction:

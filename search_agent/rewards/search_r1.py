@@ -20,7 +20,7 @@ from search_agent.protocols.base import SearchProtocol
 from search_agent.rewards.parts import measure
 from search_agent.rewards.text import cover_match, word_match
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import within
 from verl.rollout.interfaces import RewardFunction, Score
 from verl.trajectory import Trajectory
 
@@ -41,9 +41,7 @@ class Config:
     finds the example in its own prompt), and looks for characters, not words, in the passages."""
 
     def __post_init__(self) -> None:
-        for key in ("structure_format_score", "final_format_score", "retrieval_score"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"{key} is {getattr(self, key)}: write a number between 0 and 1")
+        within(self, 0, 1, "structure_format_score", "final_format_score", "retrieval_score")
 
 
 def build(config: Config, protocol: SearchProtocol) -> RewardFunction:

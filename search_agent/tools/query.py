@@ -13,7 +13,7 @@ from search_agent.evaluation.metrics import first_answer_rank
 from search_agent.retrieval.types import Document, SearchResult
 from search_agent.tools.base import Caller, Retriever, Tool
 from verl.data.tasks import Task
-from verl.errors import UserError
+from verl.errors import UserError, at_least
 
 DEPTHS = (100, 1000)
 """How deep an answer is looked for before all ``k`` passages are read."""
@@ -35,8 +35,7 @@ class Config:
     """Key of a task's metadata that holds the last day of publication that counts; null asks for none."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"k is {self.k}: write 1 or more")
+        at_least(self, 1, "k")
 
 
 class Query(Tool):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from search_agent.retrieval.types import Document, SearchResult
 from search_agent.tools.base import Caller, Retriever, Tool
-from verl.errors import UserError
+from verl.errors import at_least
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Config:
     passages whole."""
 
     def __post_init__(self) -> None:
-        if self.excerpt_words is not None and self.excerpt_words < 1:
-            raise UserError(f"excerpt_words is {self.excerpt_words}: write at least 1, or null for whole passages")
+        at_least(self, 1, "excerpt_words")
 
 
 class Search(Tool):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from search_agent.retrieval.types import SearchResult
 from search_agent.tools.base import BadRequest, Caller, Retriever, Tool
-from verl.errors import UserError
+from verl.errors import at_least
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Config:
     """How many passages a choice shows; further numbers are left out. 3 as ExSearch shows."""
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise UserError(f"most is {self.most}: write at least 1")
+        at_least(self, 1, "most")
 
 
 class Select(Tool):

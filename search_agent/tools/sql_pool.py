@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, above, at_least
 
 Row = tuple[Any, ...]
 
@@ -44,11 +44,8 @@ class SqlConfig:
     """The longest statement (bytes of UTF-8)."""
 
     def __post_init__(self) -> None:
-        for key in ("deadline_s", "memory_mib", "max_rows", "max_bytes", "max_statement_bytes"):
-            if getattr(self, key) <= 0:
-                raise UserError(f"{key} is {getattr(self, key)}: write a number above 0")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"processes is {self.processes}: write 1 or more, or null for one a core")
+        above(self, 0, "deadline_s", "memory_mib", "max_rows", "max_bytes", "max_statement_bytes")
+        at_least(self, 1, "processes")
 
 
 @dataclass(frozen=True, slots=True)

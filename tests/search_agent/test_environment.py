@@ -256,7 +256,7 @@ def test_an_observation_that_cannot_hold_its_tags_is_refused_at_start(tokenizer:
 
 
 def test_bounds_below_one_are_refused() -> None:
-    with pytest.raises(UserError, match="top_k is 0"):
+    with pytest.raises(UserError, match="top_k=0"):
         Config(top_k=0)
 
 

@@ -179,7 +179,7 @@ def test_a_tool_is_named_in_the_configuration_like_any_plugin() -> None:
     assert config.tools["search"].config.excerpt_words == 3
     with pytest.raises(UserError, match=r"tools\.open\.plugin: there is no module search_agent\.tools\.opem"):
         build(Config, {"tools": {"open": {"plugin": "search_agent.tools.opem"}}})
-    with pytest.raises(UserError, match="excerpt_words is 0"):
+    with pytest.raises(UserError, match="excerpt_words=0"):
         build(Config, {"tools": {"search": {**EXCERPTS["search"], "excerpt_words": 0}}})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from verl.errors import UserError
+from verl.errors import UserError, above, at_least
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,10 @@ class ClusterConfig:
     the run ends. 0 never restarts."""
 
     def __post_init__(self) -> None:
-        for key in ("learner_ranks", "learner_threads"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
-        for key in ("gpu_memory_gib", "start_timeout_s"):
-            if getattr(self, key) <= 0:
-                raise UserError(f"{key} is {getattr(self, key)}: write a number above 0")
+        at_least(self, 1, "learner_ranks", "learner_threads")
+        at_least(self, 0, "max_worker_restarts", "gpus_per_process")
+        at_least(self, 80, "object_store_mib")  # Ray needs as much
+        above(self, 0, "gpu_memory_gib", "start_timeout_s")
         if not 0 < self.stall_warning_s <= self.stall_error_s:
             raise UserError(
                 f"stall_warning_s is {self.stall_warning_s} and stall_error_s {self.stall_error_s}: write seconds "
@@ -60,9 +58,3 @@ class ClusterConfig:
             raise UserError(
                 f"gpus_per_process is {self.gpus_per_process} with placement=split: write 1, or placement=shared"
             )
-        if self.max_worker_restarts < 0:
-            raise UserError(f"max_worker_restarts is {self.max_worker_restarts}: write 0 or more")
-        if self.gpus_per_process < 0:
-            raise UserError(f"gpus_per_process is {self.gpus_per_process}: write 0 for CPU, or a share of a GPU")
-        if self.object_store_mib < 80:
-            raise UserError(f"object_store_mib is {self.object_store_mib}: Ray needs 80 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from verl.errors import UserError
+from verl.errors import above, at_least
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.interfaces import Sampling
 
@@ -25,14 +25,9 @@ class RolloutConfig:
     """Seconds until every worker must be ready; a large model loads for minutes, a tiny one for seconds."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers is {self.workers}: write 1 or more")
-        if self.start_timeout_s <= 0:
-            raise UserError(f"start_timeout_s is {self.start_timeout_s}: write seconds above 0")
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}: training samples, so write more than 0")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}: write a number in (0, 1]")
+        at_least(self, 1, "workers")
+        above(self, 0, "start_timeout_s", "temperature")
+        above(self, 0, "top_p", most=1)
 
     @property
     def sampling(self) -> Sampling:

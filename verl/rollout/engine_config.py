@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from verl.errors import UserError
+from verl.errors import UserError, above, at_least
 
 # vLLM's CPU attention kernel works on blocks of a multiple of this many tokens.
 _CPU_BLOCK_MULTIPLE = 32
@@ -52,13 +52,10 @@ class EngineConfig:
     ``nccl`` (with ``split``) go from GPU to GPU; they were not run on one yet."""
 
     def __post_init__(self) -> None:
-        for key in ("max_context_tokens", "max_concurrent_requests", "tensor_parallel_size", "threads", "block_tokens"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} is {getattr(self, key)}: write 1 or more")
-        if not 0 < self.gpu_memory_share <= 1:
-            raise UserError(f"gpu_memory_share is {self.gpu_memory_share}: write a share in (0, 1]")
-        if self.kv_cache_gib <= 0:
-            raise UserError(f"kv_cache_gib is {self.kv_cache_gib}: write the GiB to reserve, more than 0")
+        at_least(self, 1, "max_context_tokens", "max_concurrent_requests", "tensor_parallel_size", "threads")
+        at_least(self, 1, "block_tokens")
+        above(self, 0, "gpu_memory_share", most=1)
+        above(self, 0, "kv_cache_gib")
         if self.block_tokens % _CPU_BLOCK_MULTIPLE:
             raise UserError(f"block_tokens is {self.block_tokens}: write a multiple of {_CPU_BLOCK_MULTIPLE}")
         if self.tensor_parallel_size > 1 and self.executor == "uni":

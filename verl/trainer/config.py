@@ -9,7 +9,7 @@ from typing import Literal
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
 from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
-from verl.errors import UserError, at_least
+from verl.errors import UserError, above, at_least
 from verl.learner.config import OptimizerConfig
 from verl.rollout.interfaces import Sampling
 
@@ -145,10 +145,8 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         if re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is None:
             raise UserError(f"name is {self.name!r}: write letters, digits, - and _ alone, as files are named after it")
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}: write 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}: write a number in (0, 1]")
+        at_least(self, 0, "temperature")
+        above(self, 0, "top_p", most=1)
         if self.top_k != -1 and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}: write 1 or more, or -1 for all tokens")
         at_least(self, 1, "samples")
@@ -184,7 +182,7 @@ class EvaluationConfig:
     set>``, ``reward``, or any part of the reward."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "every_steps")
+        at_least(self, 1, "every_steps", "dev_tasks", "test_tasks")
         names = [decoding.name for decoding in self.decodings]
         if not names or len(set(names)) < len(names):
             raise UserError(
@@ -192,7 +190,3 @@ class EvaluationConfig:
             )
         if self.select_by not in names:
             raise UserError(f"select_by is {self.select_by}: write the name of one of decodings ({', '.join(names)})")
-        for key in ("dev_tasks", "test_tasks"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"{key} is {value}: write 1 or more, or null for all")

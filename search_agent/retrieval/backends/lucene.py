@@ -17,9 +17,8 @@ import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import passage_hit
-from search_agent.retrieval.config import at_least_one
 from search_agent.retrieval.index.documents import Documents
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, UserError, at_least
 
 MAX_CLAUSES = 1024
 """Terms that a Boolean query of Lucene may have."""
@@ -39,7 +38,7 @@ class Config:
     """Threads of Lucene that share a batch."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "threads")
+        at_least(self, 1, "threads")
 
 
 def build(config: Config, documents: Documents) -> Lucene:

@@ -20,10 +20,9 @@ import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit, cut
 from search_agent.retrieval.backends.http import Http, passage_hit, secret
-from search_agent.retrieval.config import at_least_one
 from search_agent.retrieval.index.documents import Documents
 from verl.config.build import to_dict
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, UserError, at_least
 
 MAX_TITLE_CHARS = 300
 MAX_WORDS, MAX_QUERY_CHARS = 50, 400
@@ -122,7 +121,7 @@ class Config:
             raise UserError(f"url: {self.url!r} is no address; write https://HOST/PATH")
         if wrong := [word for word in self.parameters if "=" not in word]:
             raise UserError(f"parameters: {wrong[0]!r} is not name=value")
-        at_least_one(self, "max_chars")
+        at_least(self, 1, "max_chars")
 
 
 def build(config: Config, documents: Documents) -> WebSearch:

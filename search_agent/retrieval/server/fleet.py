@@ -22,7 +22,7 @@ from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.server import access
 from search_agent.retrieval.server.child import RunningServer, Stopped, start_server
 from verl.config.arguments import parse, run
-from verl.errors import InfrastructureError, UserError
+from verl.errors import InfrastructureError, UserError, at_least
 
 LOOK_S = 0.5
 """How often it is looked whether servers elsewhere have started, or should stop."""
@@ -50,9 +50,7 @@ class FleetConfig:
     """Further ``key=value`` arguments of every server; on the command line they stand by themselves."""
 
     def __post_init__(self) -> None:
-        for key in ("replicas", "shards"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: {getattr(self, key)} is below 1; give 1 or more")
+        at_least(self, 1, "replicas", "shards")
 
     def layouts(self) -> list[list[str]]:
         """The ``key=value`` arguments of each server, replicas of one shard apart from one another."""

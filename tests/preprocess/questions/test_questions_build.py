@@ -150,7 +150,7 @@ def test_the_command_says_what_went_in_and_out(source: Path, capsys: pytest.Capt
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="valid_per_set is -1"):
+    with pytest.raises(UserError, match="valid_per_set=-1"):
         Config(valid_per_set=-1)
     with pytest.raises(UserError, match="name at least one set, and none twice"):
         Config(train=("nq", "nq"))

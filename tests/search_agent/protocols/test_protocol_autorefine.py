@@ -133,5 +133,5 @@ def test_results_are_numbered_between_their_tags() -> None:
 
 
 def test_no_passages_is_an_error_that_names_the_key() -> None:
-    with pytest.raises(UserError, match="passages is 0"):
+    with pytest.raises(UserError, match="passages=0"):
         Config(passages=0)

@@ -114,5 +114,5 @@ def test_a_task_without_golden_answer_names_itself() -> None:
 
 
 def test_scores_outside_zero_and_one_are_refused() -> None:
-    with pytest.raises(UserError, match="refine_score is 2"):
+    with pytest.raises(UserError, match="refine_score=2"):
         autorefine.Config(refine_score=2)

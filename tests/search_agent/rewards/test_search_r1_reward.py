@@ -59,5 +59,5 @@ def test_the_hit_of_the_passages_is_reported() -> None:
 
 
 def test_scores_outside_zero_and_one_are_refused() -> None:
-    with pytest.raises(UserError, match="retrieval_score is -1"):
+    with pytest.raises(UserError, match="retrieval_score=-1"):
         search_r1.Config(retrieval_score=-1)

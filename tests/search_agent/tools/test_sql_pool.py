@@ -155,7 +155,7 @@ def test_rows_are_compared_as_a_multiset_or_as_published_as_a_set() -> None:
 
 
 def test_impossible_bounds_are_refused() -> None:
-    with pytest.raises(UserError, match="deadline_s is 0"):
+    with pytest.raises(UserError, match="deadline_s=0"):
         SqlConfig(deadline_s=0)
-    with pytest.raises(UserError, match="processes is 0"):
+    with pytest.raises(UserError, match="processes=0"):
         SqlConfig(processes=0)

@@ -91,7 +91,7 @@ def test_kv_bytes_are_counted_per_rank() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threads": 0}, "threads is 0"),
+        ({"threads": 0}, "threads=0"),
         ({"gpu_memory_share": 1.5}, "gpu_memory_share"),
         ({"kv_cache_gib": 0.0}, "kv_cache_gib"),
         ({"block_tokens": 16}, "multiple of 32"),

@@ -75,7 +75,7 @@ def test_a_model_that_is_no_cross_encoder_is_refused(tmp_path: Path, corpus: Pat
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"max_tokens": 0}])
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="is below 1"):
+    with pytest.raises(UserError, match="=0: write 1 or more"):
         RerankConfig("m", **wrong)
 
 

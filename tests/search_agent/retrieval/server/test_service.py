@@ -124,7 +124,7 @@ def test_keys_of_a_server_go_to_all_servers_of_a_fleet() -> None:
         (["topk=x"], "topk: expected int"),
         (["nonsense"], "nonsense: write key=value"),
         (["shards=2", "rerank.model=m"], "shards: only backend=bm25"),
-        (["replicas=0"], "replicas: 0 is below 1"),
+        (["replicas=0"], "replicas=0: write 1 or more"),
     ):
         with pytest.raises(UserError, match=message):
             parse_fleet(["corpus=c.jsonl", *words])
