@@ -27,7 +27,7 @@ FRAMEWORKS = ("ray", "vllm", "hydra", "omegaconf")
 NEVER = {
     "verl": ("search_agent", "preprocess", "bench"),
     "verl/algorithms": (*FRAMEWORKS, "transformers", "numpy"),
-    "verl/learner": FRAMEWORKS,
+    "verl/learner": (*FRAMEWORKS, "verl.sync", "verl.rollout", "verl.cluster", "verl.trainer"),
     "verl/data": FRAMEWORKS,
     "search_agent": ("preprocess", "bench"),
 }

@@ -16,5 +16,5 @@ whitening, KTO's reference point) is computed from the whole batch, before it is
 
 Reading order: ``config``, ``tokens``, ``aggregation``, ``losses``, ``sequence_losses``, ``kl``, ``correction``,
 ``displacement``, ``marks``, ``objective``; then ``advantages``, ``gae``, ``turn_credit``, ``value_loss``; then the
-``penalties``, what is taken off a reward.
+``penalties``, what is taken off a reward, and ``lora``.
 """

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from verl.algorithms.lora import DOWN, UP, with_adapter
 from verl.learner.config import LoraConfig
-from verl.sync.file import DOWN, UP, with_adapter
 
 _NAME = "default"  # what peft calls an adapter that was given no name
 _BASE = ".base_layer"

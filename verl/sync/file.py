@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from verl.algorithms.lora import DOWN, UP, with_adapter
 from verl.errors import InfrastructureError
 from verl.sync import Engines, Learner, WeightEntry, WeightUpdate
 from verl.sync.canary import ENDS, Fingerprint
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 Load = Callable[[Any, WeightUpdate, int], Awaitable[None]]
 """Asks one engine's actor to load a file that holds this version."""
-
-DOWN, UP = ".lora_A", ".lora_B"
-"""What follows the name of an adapted weight in the name of its two matrices."""
 
 # Tensors start at multiples of this, so that a view of any dtype is aligned.
 _ALIGN_BYTES = 64
@@ -223,11 +221,6 @@ def check_complete(parameters: Iterable[str], loaded: Collection[str], what: str
             f"{what} leaves {len(missing)} parameters as they were, "
             f"{min(missing)} among them: the learner must send every parameter of the checkpoint"
         )
-
-
-def with_adapter(base: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
-    """``base + scale * up @ down`` in the precision of ``up`` and ``down``: ``[out, in]``."""
-    return base.to(up.dtype) + scale * (up @ down)
 
 
 class HeldBase:

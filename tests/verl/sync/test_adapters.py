@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from verl.algorithms.lora import DOWN, UP, with_adapter
 from verl.errors import InfrastructureError
 from verl.sync import WeightUpdate
-from verl.sync.file import DOWN, UP, HeldBase, load_file, publish, with_adapter
+from verl.sync.file import HeldBase, load_file, publish
 
 BASE = {"a.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "norm.weight": torch.tensor([5.0, 6.0])}
 ADAPTER = {f"a.weight{UP}": torch.tensor([[1.0], [2.0]]), f"a.weight{DOWN}": torch.tensor([[10.0, 20.0]])}
