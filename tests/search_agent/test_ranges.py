@@ -38,7 +38,8 @@ def changed(path: tuple[Any, ...], value: float) -> dict[str, Any]:
 def test_a_number_outside_its_range_is_refused_by_its_name(path: tuple[Any, ...]) -> None:
     is_float = isinstance(_at(path), float)
     infinite = [math.inf] if is_float and path[-1] != "grad_clip" else []
-    for wrong in (-1, *([math.nan, -math.inf] if is_float else []), *infinite):
+    below = -2 if path[-1] == "top_k" else -1  # where -1 is all tokens
+    for wrong in (below, *([math.nan, -math.inf] if is_float else []), *infinite):
         with pytest.raises(UserError) as error:
             build(RunConfig, changed(path, wrong))
         name = next(key for key in reversed(path) if isinstance(key, str))

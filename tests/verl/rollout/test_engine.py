@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from verl.algorithms.lora import DOWN, UP
 from verl.errors import UserError
 from verl.rollout.engine import EngineConfig, GenerateRequest, VllmEngine
 from verl.rollout.interfaces import Generation, Sampling, Turn
 from verl.sync import WeightUpdate
-from verl.sync.file import DOWN, UP, publish
+from verl.sync.file import publish
 from verl.sync.relay import release
 
 pytestmark = pytest.mark.engine
