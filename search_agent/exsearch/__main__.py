@@ -61,6 +61,19 @@ def with_recipe(overrides: Sequence[str]) -> list[str]:
     return [*first, *overrides]
 
 
+def weights_of(model: str) -> str:
+    """The model that a step was told: for the folder that ``sft`` or ``align`` wrote, the weights it came to.
+
+    Raises UserError for the folder of a run that has not come to an end.
+    """
+    run = Path(model)
+    if not (run / "config.yaml").exists():
+        return model
+    if not (run / "summary.json").exists():
+        raise UserError(f"--model_name_or_path {model}: a run that is not finished: give its command again first")
+    return str(run / "best_dev")
+
+
 def train(arguments: dict[str, str], overrides: list[str], *, weighted: bool) -> int:
     """A warm-up alone on the file's rows; ``sft`` drops their weights, as published."""
     from search_agent.train import main as train_main
@@ -73,6 +86,7 @@ def train(arguments: dict[str, str], overrides: list[str], *, weighted: bool) ->
         traces.parent.mkdir(parents=True, exist_ok=True)
         traces.write_text(text, encoding="utf-8")
     ranks = load_config([*overrides, f"data.traces={traces}"]).cluster.learner_ranks
+    arguments = {**arguments, "model_name_or_path": weights_of(arguments["model_name_or_path"])}
     keys = [*training_keys(arguments, len(rows), ranks), f"data.traces={traces}"]
     print("bash cmd/train.sh", *overrides, *keys)
     return train_main([*overrides, *keys])
@@ -84,9 +98,11 @@ def infer(arguments: dict[str, str], overrides: list[str]) -> int:
     from search_agent.evaluate import main as evaluate_main
 
     left, right = whole(arguments, "left"), whole(arguments, "right")
-    source, model, folder = (Path(arguments[key]) for key in ("input_file", "model_name_or_path", "output_dir"))
+    source, folder = (Path(arguments[key]) for key in ("input_file", "output_dir"))
+    model = weights_of(arguments["model_name_or_path"])
     rows = files.read_rows(source, ("query_id", "question", "answer"))
-    stem = f"{source.resolve().parent.name}_{source.stem}.{model.name}.inference.{left}.{right}"
+    name = Path(arguments["model_name_or_path"]).name
+    stem = f"{source.resolve().parent.name}_{source.stem}.{name}.inference.{left}.{right}"
     path, run = folder / f"{stem}.json", folder / f"{stem}.run"
     if path.exists():
         raise UserError(f"{path} is there already: move it away, or write another --output_dir")
@@ -107,7 +123,7 @@ def infer(arguments: dict[str, str], overrides: list[str]) -> int:
     return 0
 
 
-def played(config: RunConfig, run: Path, model: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def played(config: RunConfig, run: Path, model: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The run's episodes as rows, in the order of the questions."""
     from transformers import AutoTokenizer
 
@@ -156,7 +172,7 @@ def measure(arguments: dict[str, str], overrides: Sequence[str]) -> Path:
     path = Path(arguments["output_dir"]) / f"epo_{epo}.entropy.{left}.{right}.json"
     rows = files.read_rows(arguments["inference_file"], _OUTPUT, under="output")[left:right]
     rows = [row for row in rows if row.get("finished", True)]
-    model = Path(arguments["model_name_or_path"])
+    model = Path(weights_of(arguments["model_name_or_path"]))
     samples = gold_samples(rows, model, date.fromisoformat(NO_DAY))
     settings = parse(Settings, overrides)
     longest = settings.learner.longest_sequence

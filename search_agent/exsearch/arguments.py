@@ -95,6 +95,7 @@ def training_keys(arguments: dict[str, str], rows: int, ranks: int) -> list[str]
         f"model={arguments['model_name_or_path']}",
         f"run_dir={arguments['output_dir']}",
         "trainer.steps=0",
+        "warmup.steps=0",  # a recipe may have given its warm-up a length in steps
         f"warmup.epochs={epochs}",
         f"warmup.sequences_per_step={batch}",
         f"warmup.save_every_steps={whole(arguments, 'save_steps')}",

@@ -45,6 +45,7 @@ def test_the_seeds_learning_command_is_a_warm_up_alone_in_batches_of_256() -> No
         "model=M",
         "run_dir=O",
         "trainer.steps=0",
+        "warmup.steps=0",
         "warmup.epochs=2",
         "warmup.sequences_per_step=256",
         "warmup.save_every_steps=110",
