@@ -95,6 +95,7 @@ ITEMS = (
     _question_set("2wikimultihopqa", "2WikiMultihopQA"),
     _question_set("musique", "MuSiQue"),
     _question_set("bamboogle", "Bamboogle"),
+    _question_set("wow", "Wizard of Wikipedia"),
     *(_deepretrieval(category, name) for category, names in DEEPRETRIEVAL.items() for name in names),
 )
 """Everything that the recipes name. Sizes are asked of the hub before a fetch, since repositories change."""

@@ -16,6 +16,7 @@ from typing import Any
 from preprocess.questions.config import Config
 from preprocess.questions.read import TEST_SPLITS, Dropped, Question, files_of, first_split, read_split
 from preprocess.questions.split import Files, divide
+from search_agent.evaluation.kilt import PROVENANCE, provenance_of
 from verl.config.build import load_plugin
 from verl.errors import UserError
 
@@ -110,7 +111,7 @@ def _validation_splits(source: Path, tested: dict[str, str]) -> dict[str, str]:
 
 def _row(question: Question, render: Callable[[str], str]) -> dict[str, Any]:
     task = question.task
-    answers = list(task.golden_answers)
+    answers, pages = list(task.golden_answers), [list(titles) for titles in provenance_of(task)]
     return {
         "id": task.id,
         "question": task.question,
@@ -120,6 +121,7 @@ def _row(question: Question, render: Callable[[str], str]) -> dict[str, Any]:
         "ability": "fact-reasoning",
         "reward_model": {"style": "rule", "ground_truth": {"target": answers}},
         "extra_info": {"split": question.split, "index": question.row},
+        **({PROVENANCE: pages} if pages else {}),
     }
 
 
@@ -127,7 +129,8 @@ def _write(path: Path, questions: Sequence[Question], render: Callable[[str], st
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.Table.from_pylist([_row(questions[0], render)]).schema
+    shown = next((each for each in questions if any(provenance_of(each.task))), questions[0])  # it has every column
+    schema = pa.Table.from_pylist([_row(shown, render)]).schema
     partial = path.with_name(f"{path.name}.partial")
     with pq.ParquetWriter(partial, schema) as writer:
         for start in range(0, len(questions), _ROWS_PER_WRITE):

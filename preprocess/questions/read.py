@@ -1,4 +1,4 @@
-"""Reads one split of a question set, from FlashRAG's jsonl or from the parquet files of a Hugging Face dataset."""
+"""Reads one split of a question set: FlashRAG's or KILT's jsonl, or the parquet files of a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.questions.kilt import flat
 from verl.data.load import parse_row, read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
@@ -43,9 +44,9 @@ class Dropped:
 
 def files_of(source: Path, name: str, split: str) -> list[Path]:
     """The files of a split in order; none if the set has no such split."""
-    single = source / name / f"{split}.jsonl"
-    if single.is_file():
-        return [single]
+    for single in (f"{split}.jsonl", f"{name}-{split}-kilt.jsonl"):
+        if (source / name / single).is_file():
+            return [source / name / single]
     return sorted(path for path in (source / name).glob(f"{split}*.parquet") if _is_split(path, split))
 
 
@@ -71,7 +72,7 @@ def read_split(source: Path, name: str, split: str) -> tuple[list[Question], lis
             if isinstance(row, str):
                 dropped.append(Dropped(name, split, number, row))
                 continue
-            task, faults = parse_row(row)
+            task, faults = parse_row(flat(row))
             if task is None:
                 dropped.append(Dropped(name, split, number, "; ".join(faults)))
             else:

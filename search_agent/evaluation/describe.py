@@ -7,6 +7,7 @@ from typing import Any
 
 from search_agent.evaluation.diagnostics import diagnose, read_from_parts, summarise
 from search_agent.evaluation.doubts import doubts
+from search_agent.evaluation.kilt import kilt
 from search_agent.evaluation.statistics import wilson
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
@@ -28,6 +29,7 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
     ``em`` and, where tasks say their ``hops``, ``em_one_hop``, ``em_two_hop`` ... each with ``<name>_interval``
     (95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured;
     ``evidence/...``, what the searches brought (``search_agent.evaluation.diagnostics``; over all episodes);
+    ``kilt/...``, where tasks name the pages that their answers stand on (``search_agent.evaluation.kilt``);
     ``warnings``, what makes all of it meaningless.
     Where tasks come from several data sets (``data_source``), ``em/<set>``, ``f1/<set>`` and ``cover/<set>``, and
     ``em/mean`` and so on: the mean over sets, which is what papers report.
@@ -53,7 +55,7 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
             result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = sum(map(len, hits))
-    result |= evidence(groups)
+    result |= evidence(groups) | kilt(groups)
     result["warnings"] = doubts(result)
     return result
 

@@ -169,3 +169,35 @@ def test_no_question_ever_stands_in_two_files(numbers: list[list[int]], valid_pe
     assert not keys[1] & keys[2]
     assert len(files.test) == len(test)
     assert len(files.train) + sum(d.set == "train" for d in files.dropped) == len(train)
+
+
+def test_the_sets_of_exsearch_are_built_beside_kilts_wizard_of_wikipedia(tmp_path: Path) -> None:
+    said = "I love horses.\nMe too! Which breeds?\nArabians, mostly."
+    pages = [{"wikipedia_id": "2", "title": "Arabian horse"}, {"wikipedia_id": "2", "title": "Arabian horse"}]
+    dialogue = {
+        "id": "w1",
+        "input": said,
+        "output": [{"answer": "They are an old breed. ", "provenance": pages}, {"provenance": []}],
+        "meta": {},
+    }
+    for name, split in (("hotpotqa", "train"), ("hotpotqa", "dev"), ("nq", "test"), ("musique", "dev")):
+        path = tmp_path / "flashrag" / name / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row(0, f"{name} {split}?", metadata={"type": "bridge"})) + "\n")
+    (tmp_path / "flashrag" / "wow").mkdir()
+    rows = [dialogue, {"id": "w2", "input": "Hello?", "output": []}]
+    (tmp_path / "flashrag" / "wow" / "wow-dev-kilt.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    words = [
+        "train=hotpotqa",
+        "test=nq,hotpotqa,musique,wow",
+        "valid_per_set=0",
+        "protocol=search_agent.protocols.exsearch",
+    ]
+    assert main([*words, f"source={tmp_path / 'flashrag'}", f"out={tmp_path / 'out'}"]) == 0
+    *others, wizard = load_tasks(tmp_path / "out" / "test.parquet")
+    assert (wizard.id, wizard.question, wizard.golden_answers) == ("wow/w1", said, ("They are an old breed.",))
+    assert wizard.metadata["provenance"] == [["Arabian horse"]]
+    assert ["provenance" in task.metadata for task in others] == [False] * 3
+    (dropped,) = map(json.loads, (tmp_path / "out" / "dropped.jsonl").read_text().splitlines())
+    assert (dropped["row"], dropped["set"]) == (1, "wow")
+    assert "no answer" in dropped["reason"]
