@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from search_agent.data.benchmark import QUESTIONS
 from verl.config.nearest import nearest
 from verl.errors import UserError
 
@@ -101,7 +102,6 @@ ITEMS = (
 """Everything that the recipes name. Sizes are asked of the hub before a fetch, since repositories change."""
 
 RETRIEVAL = ("wiki-18-corpus", "wiki-18-e5-index")
-QUESTIONS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 GROUPS = {
     "retrieval": RETRIEVAL,
     "questions": QUESTIONS,

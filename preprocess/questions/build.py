@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.questions.config import Config
-from preprocess.questions.read import TEST_SPLITS, Dropped, Question, files_of, first_split, read_split
+from preprocess.questions.read import Dropped, Question, files_of, first_split, read_split
 from preprocess.questions.split import Files, divide
+from search_agent.data.benchmark import SPLITS
 from search_agent.evaluation.kilt import PROVENANCE, provenance_of
 from verl.config.build import load_plugin
 from verl.errors import UserError
@@ -77,7 +78,7 @@ class Reader:
 
 
 def _divided(config: Config, reader: Reader) -> Files:
-    tested = {name: first_split(reader.source, name, TEST_SPLITS) for name in config.test}
+    tested = {name: first_split(reader.source, name, SPLITS) for name in config.test}
     train_splits = {name: first_split(reader.source, name, ("train",)) for name in config.train}
     valid_is_test = config.valid_from == "test"
     validated = tested if valid_is_test else _validation_splits(reader.source, tested)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from preprocess.catalogue import QUESTIONS
+from search_agent.data.benchmark import QUESTIONS
 from verl.errors import UserError, at_least
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.questions.kilt import flat
+from search_agent.data import benchmark
 from verl.data.load import parse_row, read_rows
 from verl.data.tasks import Task
 from verl.errors import UserError
-
-TEST_SPLITS = ("test", "dev", "validation", "train")
-"""The split that a set is reported on: the first of these that it has. Many sets publish no answers for ``test``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +42,8 @@ class Dropped:
 
 def files_of(source: Path, name: str, split: str) -> list[Path]:
     """The files of a split in order; none if the set has no such split."""
-    for single in (f"{split}.jsonl", f"{name}-{split}-kilt.jsonl"):
-        if (source / name / single).is_file():
-            return [source / name / single]
-    return sorted(path for path in (source / name).glob(f"{split}*.parquet") if _is_split(path, split))
+    kilt = source / name / f"{name}-{split}-kilt.jsonl"
+    return benchmark.files_of(source / name, split) or ([kilt] if kilt.is_file() else [])
 
 
 def first_split(source: Path, name: str, splits: Sequence[str]) -> str:
@@ -78,8 +74,3 @@ def read_split(source: Path, name: str, split: str) -> tuple[list[Question], lis
             else:
                 questions.append(Question(name, split, number, task))
     return questions, dropped
-
-
-def _is_split(path: Path, split: str) -> bool:
-    """Whether the file is the split's, not that of a split whose name begins alike: ``train-00000-of-00002``."""
-    return path.stem == split or path.stem.startswith(f"{split}-")

@@ -1,10 +1,10 @@
-"""What ``method=`` of ``cmd/eval.sh`` stands for, as keys of a configuration; a key that the user names stays so."""
+"""What ``method=`` and ``benchmark=`` of ``cmd/eval.sh`` stand for, as keys; a key that the user names stays theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from verl.config.compose import last_value
+from verl.config.compose import last_value, quoted
 from verl.config.nearest import nearest
 from verl.errors import UserError
 
@@ -21,9 +21,17 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 
 
 def chosen(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``method=`` replaced by what it stands for. Raises UserError if there is no such method."""
-    method = last_value(arguments, "method")
-    others = [argument for argument in arguments if not argument.startswith("method=")]
+    """The arguments with ``method=`` and ``benchmark=`` replaced by what they stand for.
+
+    Raises UserError if there is no such method.
+    """
+    method, sets = last_value(arguments, "method"), last_value(arguments, "benchmark")
+    others = [argument for argument in arguments if not argument.startswith(("method=", "benchmark="))]
+    if sets is not None:
+        if (data := last_value(others, "data")) not in (None, "benchmark"):
+            raise UserError(f"benchmark={sets} is the data: leave data={data} out")
+        names = ",".join(quoted(name.strip()) for name in sets.split(","))
+        others = ["data=benchmark", f"data.sets=[{names}]", *(each for each in others if each != "data=benchmark")]
     if method is None or method == "agent":
         return others
     if method not in METHODS:

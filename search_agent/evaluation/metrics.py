@@ -62,6 +62,12 @@ def hit(ranking: Iterable[str], grades: Mapping[str, float], k: int) -> float:
     return float(not _relevant(grades).isdisjoint(_first(ranking, k)))
 
 
+def reciprocal_rank(ranking: Iterable[str], grades: Mapping[str, float]) -> float:
+    """1 / rank of the first relevant passage, 0 where none is found; its mean over questions is MRR (trec_eval's)."""
+    relevant, found = _relevant(grades), dict.fromkeys(ranking)
+    return next((1 / rank for rank, identifier in enumerate(found, start=1) if identifier in relevant), 0.0)
+
+
 def first_answer_rank(passages: Iterable[str], golds: Sequence[str]) -> int | None:
     """Rank, from 1, of the first passage that holds an accepted answer; None if none does.
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from search_agent.evaluation.metrics import hit, ndcg, recall
+from search_agent.evaluation.metrics import hit, ndcg, recall, reciprocal_rank
 from search_agent.protocols.base import SearchProtocol
 from verl.data.tasks import Task
 from verl.errors import UserError, at_least
@@ -110,11 +110,12 @@ def ranking_parts(config: Config, task: Task, call: ToolCall | None) -> dict[str
         return {"accuracy": fact(task, call, "correct") if call else 0.0}
     if config.metric == "answer_rank":
         rank = fact(task, call, "answer_rank") if call else 0.0
-        return {f"hit@{k}": float(0 < rank <= k) for k in ANSWER_DEPTHS}
+        return {"mrr": 1 / rank if rank else 0.0, **{f"hit@{k}": float(0 < rank <= k) for k in ANSWER_DEPTHS}}
     grades, found = relevant(task), [result.id for result in call.results] if call else []
     parts = {f"recall@{k}": recall(found, grades, k) for k in sorted({3, 10, 100, config.k})}
     parts |= {f"ndcg@{k}": ndcg(found, grades, k) for k in sorted({10, config.k})}
-    return {**parts, "hit@1": hit(found, grades, 1), "hit@20": hit(found, grades, 20)}
+    parts |= {"hit@1": hit(found, grades, 1), "hit@20": hit(found, grades, 20)}
+    return {**parts, "mrr": reciprocal_rank(found, grades)}
 
 
 def relevant(task: Task) -> Mapping[str, float]:

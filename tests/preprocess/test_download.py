@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub.hf_api import RepoFile
 
 from preprocess import download
-from preprocess.catalogue import ITEMS, QUESTIONS, Item, find
+from preprocess.catalogue import ITEMS, Item, find
 from preprocess.sources import Hub, Mirror, RemoteFile
+from search_agent.data.benchmark import QUESTIONS
 from verl.cluster.processes import free_port
 from verl.errors import InfrastructureError, UserError
 

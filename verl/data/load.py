@@ -19,6 +19,8 @@ from verl.data.tasks import Task
 from verl.errors import UserError
 
 MAX_LISTED_FAULTS = 20
+Rows = Iterator[tuple[int, Any]]
+"""Number (from 1) and content of each row; a str in the content's place says why it cannot be read."""
 _NEEDED = (
     'a row has id, question and golden_answers, or prompt and reward_model={"ground_truth": {"target": [...]}} '
     "with an id, extra_info.index or extra_info.id"
@@ -36,11 +38,18 @@ def load_tasks(path: Path | str, limit: int | None = None, *, prompts: bool = Fa
     Hugging Face writes them. Columns that are no part of a task are kept in its metadata.
     Raises UserError: no such file, another kind of file, or one message that lists the faulty rows of the whole file.
     """
-    file = Path(path)
+    return tasks_of(read_rows(Path(path)), str(path), prompts=prompts)[:limit]
+
+
+def tasks_of(rows: Rows, where: str, *, prompts: bool = False) -> list[Task]:
+    """The tasks of numbered rows, which are those of the file ``where``; a str in a row's place is what is wrong.
+
+    Raises UserError as ``load_tasks`` does.
+    """
     tasks: list[Task] = []
     faults: list[str] = []
     first_row: dict[str, int] = {}
-    for number, row in read_rows(file):
+    for number, row in rows:
         if isinstance(row, str):
             faults.append(f"row {number}: {row}")
             continue
@@ -53,10 +62,10 @@ def load_tasks(path: Path | str, limit: int | None = None, *, prompts: bool = Fa
         first_row.setdefault(task.id, number)
         tasks.append(task)
     if faults:
-        raise UserError("\n  ".join([f"{file}: cannot be used as a data set; {_NEEDED}", *_listed(faults)]))
+        raise UserError("\n  ".join([f"{where}: cannot be used as a data set; {_NEEDED}", *_listed(faults)]))
     if not tasks:
-        raise UserError(f"{file}: holds no row; {_NEEDED}")
-    return tasks[:limit]
+        raise UserError(f"{where}: holds no row; {_NEEDED}")
+    return tasks
 
 
 def _listed(faults: list[str]) -> list[str]:
@@ -64,14 +73,14 @@ def _listed(faults: list[str]) -> list[str]:
     return [*faults[:MAX_LISTED_FAULTS], *([f"and {more} more, {len(faults)} faults in all"] if more > 0 else [])]
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Number (from 1) and content of each row; the content is a str, the reason, where it cannot be read.
+def read_rows(file: Path) -> Rows:
+    """The rows of a file; one object a line is ``.json`` too, as FlashRAG has it.
 
     Raises UserError if the file is none or of another kind.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a .jsonl or .parquet file of questions")
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".json"):
         yield from _json_lines(file)
     elif file.suffix == ".parquet":
         yield from _parquet_rows(file)

@@ -1,9 +1,9 @@
 """Reads a corpus: one passage a row, every faulty row named before anything is served.
 
 A passage is an id and its contents in FlashRAG's form, ``"Title"<newline>text``. Rows may instead have the columns
-``title`` and ``text``; an id may be a number. Files are jsonl, parquet (``.parquet``) or tab-separated with a header
-(``.tsv``, DPR's ``psgs_w100.tsv``), jsonl and tab-separated ones packed by gzip too. Blank lines are skipped;
-everything else that is no passage is a fault.
+``title`` and ``text``; an id may be a number, or BEIR's ``_id``. Files are jsonl, parquet (``.parquet``) or
+tab-separated with a header (``.tsv``, DPR's ``psgs_w100.tsv``), jsonl and tab-separated ones packed by gzip too. Blank
+lines are skipped; everything else that is no passage is a fault.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def parse_row(row: Any) -> Passage:
     """The passage in a row. Raises ValueError with a few words that say what is wrong."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{type(row).__name__} instead of an object")
-    identity = row.get("id")
+    identity = row.get("id", row.get("_id"))  # BEIR's word
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise ValueError("no id" if identity is None else f"id is {identity!r}")
     contents = row.get("contents")

@@ -13,6 +13,7 @@ from search_agent.evaluation.metrics import (
     hit,
     ndcg,
     recall,
+    reciprocal_rank,
     score_answer,
 )
 from search_agent.rewards.text import cover_match, exact_match, f1
@@ -62,6 +63,21 @@ def test_rewards_and_evaluation_score_an_answer_alike(prediction: str, golds: li
     assert scores.acc == cover_match(prediction, golds)
     assert scores.f1 == f1(prediction, golds)
     assert scores.f1 <= min(scores.precision, 1) + min(scores.recall, 1)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "grades", "expected"),
+    [
+        (["a", "b"], {"b": 1, "a": 0}, 0.5),
+        (["a", "a", "b"], {"b": 1}, 0.5),
+        (["x"], {"b": 1}, 0.0),
+        (["b", "a"], {"a": 2, "b": 1}, 1.0),
+    ],
+)
+def test_reciprocal_rank_is_of_the_first_relevant_passage(
+    ranking: list[str], grades: dict[str, float], expected: float
+) -> None:
+    assert reciprocal_rank(ranking, grades) == expected
 
 
 RANKING = ["a", "b", "c", "d"]

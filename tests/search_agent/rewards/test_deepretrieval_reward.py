@@ -111,12 +111,14 @@ def test_evidence_pays_by_the_rank_of_the_first_passage_with_an_answer(rank: int
     reward, parts = score(preset("squad"), task, GOOD, call)
     assert reward == pytest.approx(squad)
     assert parts["hit@20"] == float(0 < rank <= 20)
+    assert parts["mrr"] == (1 / rank if rank else 0)
 
 
 def test_ranking_pays_ndcg_and_nothing_for_nothing() -> None:
     config, task = preset("beir"), Task("t", "q", (), {"relevant": {"a": 2, "b": 1}})
     assert score(config, task, GOOD, found("a", "b"))[0] == pytest.approx(1.1)
     assert score(config, task, GOOD, found("b", "a"))[0] == pytest.approx(0.1 + 0.8597186998)
+    assert score(config, task, GOOD, found("x", "b"))[1]["mrr"] == 0.5
     assert score(config, task, GOOD, found("x"))[0] == 0
     assert score(config, task, GOOD, ToolCall("query", "q", failure="no"))[0] == 0
     assert score(config, task, "<think>a</think><answer>5</answer>", None)[0] == -2
