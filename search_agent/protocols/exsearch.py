@@ -153,6 +153,20 @@ def _ordered(text: str, after_results: bool) -> bool:
     return not first.strip() and tags in allowed and filled
 
 
+def selection_prompt(query: str, passages: Sequence[Passage]) -> str:
+    """What opens a chat of one turn about a search: the passages that it found, numbered from 1."""
+    listed = "\n".join(f"[{number}] {_document(passage)}" for number, passage in enumerate(passages, start=1))
+    return (
+        "Which of these documents help to answer the query? Write their numbers alone, the best first, as in [3]>[1].\n"
+        f"<QUERY> {query}\n{listed}\nYour Output:"
+    )
+
+
+def selection(places: Sequence[int]) -> str:
+    """The policy's turn in that chat; ``places`` count from 0."""
+    return ">".join(f"[{place + 1}]" for place in places)
+
+
 _CHOOSING = """\
 After a search you may first choose: write the numbers of the useful documents, the best first, as in [3]>[1], and \
 nothing else; then those are shown to you whole.
