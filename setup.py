@@ -26,7 +26,7 @@ setup(
         "qdrant": ["qdrant-client"],
         "lucene": ["pyserini"],
         "tracking": ["wandb", "tensorboard"],
-        "multimodal": ["pillow", "qwen-vl-utils"],
+        "multimodal": ["pillow", "torchvision==0.28.0"],
         "dev": requirements("dev"),
     },
 )

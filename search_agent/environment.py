@@ -24,6 +24,7 @@ from search_agent.retrieval.types import Document, QueryRefused
 from search_agent.tools import search
 from search_agent.tools.base import BadRequest, Caller, Retriever, Tools
 from verl.config.build import Plugin
+from verl.data.pictures import Pictures
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError, at_least
 from verl.rollout.interfaces import Generation, Observation, Prompt, Turn
@@ -88,6 +89,8 @@ class Episodes:
     framing: Framing
     tools: Tools
     max_context_tokens: int
+    pictures: Pictures | None = None
+    """How the model reads pictures; None if it does not, or where a server does."""
 
     def __call__(self, task: Task) -> SearchEnvironment:
         """A new episode of a task."""
@@ -131,7 +134,7 @@ def build(
         )
     plugins = {"search": Plugin(search.__name__, search.Config()), **config.tools}
     tools = {name: plugin.build(retriever=retriever, top_k=config.top_k) for name, plugin in plugins.items()}
-    return Episodes(config, protocol, framing, tools, max_context_tokens)
+    return Episodes(config, protocol, framing, tools, max_context_tokens, Pictures.of(tokenizer.name_or_path))
 
 
 def prompt_text(task: Task, protocol: SearchProtocol) -> str:
@@ -154,7 +157,7 @@ class SearchEnvironment:
 
     def __init__(self, task: Task, shared: Episodes) -> None:
         self._task, self._config, self._tools = task, shared.config, shared.tools
-        self._protocol, self._framing = shared.protocol, shared.framing
+        self._protocol, self._framing, self._pictures = shared.protocol, shared.framing, shared.pictures
         self._room = shared.max_context_tokens
         """Tokens of the context that are still free."""
         self._written: list[str] = []
@@ -168,7 +171,8 @@ class SearchEnvironment:
 
     async def start(self) -> Prompt:
         """Render the prompt, unless the task brings its own. Raises UserError if it is too long."""
-        prompt = self._framing.prompt(prompt_text(self._task, self._protocol), self._task.question)
+        shown = self._pictures.ids(self._task.images) if self._pictures is not None and self._task.images else []
+        prompt = self._framing.prompt(prompt_text(self._task, self._protocol), self._task.question, shown)
         length, limit = len(prompt.token_ids), prompt_limit(self._config.max_prompt_tokens, self._room)
         if length > limit:
             raise UserError(

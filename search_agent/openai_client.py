@@ -7,10 +7,8 @@ for, and no longer asked for where a server refuses to be asked. Retries are tho
 from __future__ import annotations
 
 import base64
-import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,6 +16,7 @@ import orjson
 
 from search_agent.retrieval.backends.http import secret
 from search_agent.retrieval.http import Http, excerpt
+from verl.data.pictures import picture_bytes, remote
 from verl.errors import InfrastructureError, UserError
 
 _CONNECTIONS = 256
@@ -163,13 +162,13 @@ class OpenAIClient:
 
 
 def picture(image: str) -> dict[str, Any]:
-    """The part of a message that shows an image: a path, or a URL. Raises UserError if the file cannot be read."""
-    if not image.startswith(("data:", "http://", "https://")):
-        try:
-            held = base64.b64encode(Path(image).read_bytes()).decode()
-        except OSError as error:
-            raise UserError(f"image {image}: cannot be read ({error})") from error
-        image = f"data:{mimetypes.guess_type(image)[0] or 'application/octet-stream'};base64,{held}"
+    """The part of a message that shows an image: a path, or a URL, which the server fetches if it is an address.
+
+    Raises UserError unless it is a picture: no other file of this machine is sent.
+    """
+    if not remote(image):
+        held, kind = picture_bytes(image)
+        image = f"data:image/{kind.lower()};base64,{base64.b64encode(held).decode()}"
     return {"type": "image_url", "image_url": {"url": image}}
 
 

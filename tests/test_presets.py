@@ -9,7 +9,6 @@ import pytest
 
 from search_agent.config import RunConfig
 from search_agent.planning.plan import make_plan
-from search_agent.planning.preflight import config_faults
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
 from verl.errors import UserError, refuse
@@ -17,8 +16,6 @@ from verl.rollout.interfaces import Sampling
 from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
-PICTURES = ("rare_mmrait",)
-"""Recipes for models that read pictures: there is no engine or learner for them here."""
 GROUPS = ("data", "environment", "protocol", "reward")
 PAGE = (CONFIG_DIR.parent / "docs" / "recipes.md").read_text()
 
@@ -31,7 +28,7 @@ def shape(config: RunConfig) -> ModelShape:
     return EMBEDDED if config.model == "embedded" else read_shape(config.model)
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(PICTURES)))
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_passes_its_dry_run(name: str) -> None:
     config = recipe(name)
     assert config.name == name
@@ -39,12 +36,6 @@ def test_a_recipe_passes_its_dry_run(name: str) -> None:
     refuse(plan.problems)
     always = ["processes", "batch", "evaluation", "memory", "steps and disk"]
     assert list(plan.sections) == [*always, *["prediction"] * bool(config.trainer.steps)]
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_recipe_with_pictures_is_refused_in_one_line(name: str) -> None:
-    (fault,) = config_faults(recipe(name))
-    assert re.fullmatch(r"model=\S+ reads pictures too, and engine and learner here read text alone: .*", fault)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -113,6 +104,9 @@ def test_published_numbers_of_rare() -> None:
     assert (lora.learner.lora.rank, lora.learner.lora.alpha, lora.learner.lora.plus_ratio) == (64, 128, 16)
     assert (kto.warmup.epochs, kto.warmup.optimizer.learning_rate) == (3, 5e-6)
     assert (kto.warmup.loss.name, kto.warmup.loss.kto_beta) == ("kto", 0.1)
+    pictures = recipe("rare_mmrait")
+    assert pictures.warmup.optimizer.learning_rate == 5e-5
+    assert pictures.evaluation.decodings[1].sampling == Sampling(0.6, top_p=0.7, top_k=50)
     wide = recipe("rare_pubmedqa_lora", "learner.lora.rank=128")
     refuse(make_plan(wide, shape(wide)).problems)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from preprocess.embedded.build import write_rows
 from preprocess.rare.rank import Rank, by_encoder
 from preprocess.rare.sets import SETS, Item, SetName
 from search_agent.protocols.rare import open_book
+from verl.data.pictures import picture_bytes
 from verl.errors import UserError, at_least
 from verl.seeds import derive_seed
 
@@ -59,6 +61,9 @@ def build_set(config: Config, rank: Rank | None = None) -> dict[str, Any]:
             item = "its id stands in an earlier row too"
         if isinstance(item, str):
             dropped.append({"split": part, "row": read[part], "reason": item})
+            continue
+        if isinstance(item, Item) and (reason := _unreadable(item)):
+            dropped.append({"split": part, "row": read[part], "reason": reason})
             continue
         known.add(item.id)
         kept[part].append(item)
@@ -103,4 +108,23 @@ def _row(item: Item, config: Config, rank: Rank | None) -> dict[str, Any]:
         "golden_answers": [item.gold],
         "metadata": {"data_source": config.set},
     }
-    return {**row, "images": list(item.images)} if item.images else row
+    return {**row, "images": [_copied(image, Path(config.out)) for image in item.images]} if item.images else row
+
+
+def _unreadable(item: Item) -> str:
+    """What is wrong with the item's pictures; empty if nothing is."""
+    try:
+        for image in item.images:
+            picture_bytes(image)
+    except UserError as error:
+        return str(error).partition(": ")[2]
+    return ""
+
+
+def _copied(image: str, out: Path) -> str:
+    """Copy a picture below ``out``; returns its path there, by which it is read wherever the folder lies."""
+    held, kind = picture_bytes(image)
+    name = f"images/{hashlib.blake2b(held, digest_size=12).hexdigest()}.{kind.lower()}"
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_bytes(held)
+    return name

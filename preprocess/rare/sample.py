@@ -26,6 +26,7 @@ from search_agent.openai_client import Draw, Endpoint, OpenAIClient, Refused, pi
 from search_agent.protocols.rare import is_right
 from verl.config.arguments import parse, run
 from verl.data.load import load_tasks
+from verl.data.pictures import remote
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError, at_least
 from verl.seeds import derive_seed
@@ -109,6 +110,8 @@ async def sample(config: Config, tasks: Sequence[Task]) -> dict[str, Any]:
     Raises InfrastructureError if a request failed for good: what was said until then is kept.
     """
     out = Path(config.out)
+    for image in (image for task in tasks for image in task.images):
+        shown_as(image, out)
     _same_settings(out, {key: value for key, value in asdict(config).items() if key not in _HOW})
     attempts = Attempts(out / "attempts.jsonl")
     urls = tuple(url.strip() for url in config.url.split(","))
@@ -192,7 +195,8 @@ def write_results(config: Config, tasks: Sequence[Task], attempts: Attempts) -> 
             dropped["refused by the server" if chosen["refused"] else "ran into max_tokens"] += 1
             continue
         row = {"id": task.id, "instruction": task.prompt, "predict": chosen["text"], "output": task.golden_answers[0]}
-        rows.append({**row, "label": chosen["right"], **({"images": list(task.images)} if task.images else {})})
+        images = {"images": [shown_as(image, out) for image in task.images]} if task.images else {}
+        rows.append({**row, "label": chosen["right"], **images})
     bare = [{key: value for key, value in row.items() if key != "label"} for row in rows]
     made = [one for task in tasks for one in attempts.of[task.id]]
     first = sum(attempts.of[task.id][0]["right"] for task in tasks)
@@ -213,6 +217,19 @@ def write_results(config: Config, tasks: Sequence[Task], attempts: Attempts) -> 
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def shown_as(image: str, out: Path) -> str:
+    """How a row in ``out`` names a picture: by its path from the folder above, where the tasks lie with their pictures.
+
+    Raises UserError if it is elsewhere.
+    """
+    above = out.resolve().parent
+    if remote(image) or image.startswith("data:"):
+        return image
+    if not Path(image).is_relative_to(above):
+        raise UserError(f"out={out}: the tasks show pictures, so that it must be a folder beside theirs")
+    return str(Path(image).relative_to(above))
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:

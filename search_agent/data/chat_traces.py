@@ -11,7 +11,8 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from search_agent.protocols.framing import Tokenizer, encode_data, encode_markup
+from search_agent.protocols.framing import Tokenizer, encode_data, encode_markup, picture_text
+from verl.data.pictures import Pictures
 from verl.trajectory import Trajectory
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -20,21 +21,27 @@ _ROLES = ("system", "user", "assistant", "tool")
 class ChatReader:
     """Rows in the words of one tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: str | None, today: date) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos: str | None, today: date, pictures: Pictures | None = None) -> None:
         """``eos`` ends what follows a plain instruction, where the tokenizer has no chat template; ``today`` is the day
-        that a template prints."""
+        that a template prints; ``pictures`` is how the model reads them, if it does."""
         self._tokenizer = tokenizer
         self._eos = eos
         self._today = today
+        self._pictures = pictures
         self._edges = cache(self._rendered_edges)
 
-    def read(self, row: Mapping[str, Any], name: str) -> Trajectory:
-        """Raises ValueError that says what is wrong with the row."""
+    def read(self, row: Mapping[str, Any], name: str, images: tuple[str, ...] = ()) -> Trajectory:
+        """``images`` are shown before the text of the first message of the user.
+
+        Raises ValueError that says what is wrong with the row.
+        """
+        if images and (self._pictures is None or not self._tokenizer.chat_template):
+            raise ValueError(f"shows {len(images)} pictures, and the model reads text alone")
         if "messages" in row:
-            return self._chat(_messages(row["messages"]), name)
+            return self._chat(_messages(row["messages"]), name, images)
         messages = [("user", _text(row, "instruction")), ("assistant", _text(row, "predict"))]
         if self._tokenizer.chat_template:
-            return self._chat(messages, name)
+            return self._chat(messages, name, images)
         if not self._eos:
             raise ValueError("the model's tokenizer has neither a chat template nor a token that ends a text")
         trace = Trajectory(name, 0, outcome="finished")
@@ -43,15 +50,18 @@ class ChatReader:
         self._write(trace, messages[1][1], self._eos)
         return trace
 
-    def _chat(self, messages: Sequence[tuple[str, str]], name: str) -> Trajectory:
+    def _chat(self, messages: Sequence[tuple[str, str]], name: str, images: tuple[str, ...]) -> Trajectory:
         if not self._tokenizer.chat_template:
             raise ValueError("the model's tokenizer has no chat template")
         edges, strips = self._edges(tuple(role for role, _ in messages))
-        trace, text, ids = Trajectory(name, 0, outcome="finished"), "", list[int]()
+        trace, text, ids = Trajectory(name, 0, outcome="finished", images=images), "", list[int]()
+        shown = self._pictures.ids(images) if self._pictures is not None else []
         for (role, content), before, after in zip(messages, edges[:-1], edges[1:], strict=True):
             rest = self._cut(before)[1] if trace.segments and not text else before
             text, ids = text + rest, [*ids, *encode_markup(self._tokenizer, rest)]
             content = content.strip() if strips else content
+            if role == "user":
+                text, ids, shown = text + picture_text(self._tokenizer, shown), [*ids, *shown], []
             if role != "assistant":
                 text, ids = text + content, [*ids, *encode_data(self._tokenizer, content)]
                 continue

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_agent.protocols.base import SearchProtocol
-from verl.data.load import MAX_LISTED_FAULTS, read_rows
+from verl.data.load import MAX_LISTED_FAULTS, images_of, read_rows
+from verl.data.pictures import Pictures
 from verl.errors import UserError
 from verl.seeds import derive_seed
 from verl.trainer.config import WarmupConfig
@@ -99,7 +100,10 @@ def read_traces(path: Path, model: Path, today: date, *, desirable: bool) -> lis
             recorded = "messages" not in row and "instruction" not in row
             if not recorded and reader is None:
                 reader = _open_reader(model, today)
-            trace = _recorded(row) if reader is None or recorded else reader.read(row, f"row {number}")
+            if reader is None or recorded:
+                trace = _recorded(row)
+            else:
+                trace = reader.read(row, f"row {number}", images_of(row, path.parent))
             rows.append((trace, _credit(row, trace, desirable), recorded))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"{path}, row {number}: cannot be learned from ({type(error).__name__}: {error})")
@@ -136,7 +140,7 @@ def _open_reader(model: Path, today: date) -> ChatReader:
     from search_agent.data.chat_traces import ChatReader
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return ChatReader(tokenizer, tokenizer.eos_token, today)
+    return ChatReader(tokenizer, tokenizer.eos_token, today, Pictures.of(model))
 
 
 def _recorded(row: dict[str, Any]) -> Trajectory:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from search_agent.evaluation.chat_tokens import ChatTokens
-from search_agent.openai_client import Completion, Draw, Endpoint, OpenAIClient
+from search_agent.openai_client import Completion, Draw, Endpoint, OpenAIClient, picture
 from verl.config.compose import last_value
 from verl.errors import UserError, at_least
 from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
@@ -91,9 +91,11 @@ class Chatting:
         self._client, self._tokenizer = client, tokenizer
 
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
-        """See ``Engine``."""
-        refuse_images(turn)
-        messages = self._tokenizer.messages(token_ids)
+        """See ``Engine``; pictures go before the text of the user's first message."""
+        messages: list[dict[str, Any]] = list(self._tokenizer.messages(token_ids))
+        if turn.images:
+            first = next(message for message in messages if message["role"] == "user")
+            first["content"] = [*map(picture, turn.images), {"type": "text", "text": first["content"]}]
         [found] = await self._client.chat(messages, _draw(turn, sampling, seed, logprobs=False))
         return read(found, turn.stop, self._tokenizer)
 

@@ -10,15 +10,15 @@ from search_agent.config import RunConfig
 from verl.errors import UserError, noted
 from verl.rollout.engine_checks import check_model
 
+SEES = "Qwen2_5_VLForConditionalGeneration"
+"""The one kind of model that reads pictures here (``verl.data.pictures``)."""
+
 
 def model_faults(config: RunConfig) -> list[str]:
     """Why the folder that ``model`` names cannot be served; nothing is known of a hub name."""
     model = Path(config.model)
-    if re.search(r"[-_]VL\b", model.name, re.IGNORECASE):
-        return [
-            f"model={model} reads pictures too, and engine and learner here read text alone: give a model for text, "
-            "and tasks without images"
-        ]
+    if not model.exists() and re.search(r"[-_]VL\b", model.name) and "Qwen2.5-VL" not in model.name:
+        return [f"model={model}: of the models that read pictures, those of Qwen2.5-VL are served and trained here"]
     if not model.exists():
         return [f"model={model}: there is no such folder; give one, or a hub name"] if _is_path(model) else []
     if (model / "best_dev").exists():
@@ -43,7 +43,7 @@ def _is_path(model: Path) -> bool:
 def check_causal(folder: Path) -> None:
     """Raises UserError unless the folder's ``config.json`` names a causal language model."""
     names = json.loads((folder / "config.json").read_text()).get("architectures") or ["(none named)"]
-    if not any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+    if not any(str(name).endswith(("ForCausalLM", "LMHeadModel", SEES)) for name in names):
         raise UserError(
             f"model {folder} is of kind {', '.join(map(str, names))}, not a causal language model: give one whose "
             "config.json names ...ForCausalLM under architectures"

@@ -17,10 +17,11 @@ once when a framing is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, lru_cache, partial
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from verl.errors import UserError
@@ -71,6 +72,11 @@ def encode_markup(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]) if text else []
 
 
+def picture_text(tokenizer: Tokenizer, shown: Sequence[int]) -> str:
+    """How the ids of pictures are written in a segment's text: each run of one token once."""
+    return tokenizer.decode([token for token, _ in groupby(shown)]) if shown else ""
+
+
 @dataclass(frozen=True)
 class Framing:
     """Frames of one tokenizer, made by ``make_framing``. Immutable: shared by all episodes."""
@@ -96,15 +102,22 @@ class Framing:
         """Whether the policy ends each turn with an end-of-turn token and may act again after it."""
         return self.kind == "chat_turns"
 
-    def prompt(self, text: str, question: str = "") -> Piece:
-        """The first segment. ``question`` is the foreign part of ``text`` where the rest may hold special tokens."""
+    def prompt(self, text: str, question: str = "", shown: Sequence[int] = ()) -> Piece:
+        """The first segment. ``question`` is the foreign part of ``text`` where the rest may hold special tokens;
+        ``shown`` are ids of pictures, which stand before the text of the user's message.
+
+        Raises UserError on pictures without a message that could show them.
+        """
+        if shown and self.kind in ("plain", "raw"):
+            raise UserError(f"environment.framing={self.kind} shows no pictures: write chat")
         if self.kind == "plain":  # with what the tokenizer itself puts in front (a BOS token, for models that have one)
             ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
         elif self.kind == "raw":
             ids = self._raw_ids(text, question)
         else:
             text = text.strip() if self.strip else text
-            ids = [*encode_markup(self.tokenizer, self.around_prompt[0]), *encode_data(self.tokenizer, text)]
+            ids = [*encode_markup(self.tokenizer, self.around_prompt[0]), *shown, *encode_data(self.tokenizer, text)]
+            text = picture_text(self.tokenizer, shown) + text
         before, after = self.around_prompt
         if self.opening and after == self.opening and text.endswith(self.opening):
             after = ""  # a ready-made prompt that begins the turn itself

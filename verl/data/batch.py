@@ -51,6 +51,8 @@ class PackedBatch:
     """``[n]`` float32."""
     columns: Mapping[str, Tensor]
     """Further ``[n]`` float32 columns by name (old log-probs, those of the reference, returns)."""
+    images: tuple[tuple[str, ...], ...] = ()
+    """Pictures of each sequence; empty where no sequence has any."""
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +100,7 @@ def pack_samples(
         advantages=column([s.advantages for s in samples]),
         rollout_logprobs=column([s.rollout_logprobs for s in samples]),
         columns={name: column(values) for name, values in columns.items()},
+        images=tuple(sample.images for sample in samples) if any(sample.images for sample in samples) else (),
     )
 
 

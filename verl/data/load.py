@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl.data.pictures import under
 from verl.data.tasks import Task
 from verl.errors import UserError
 
 MAX_LISTED_FAULTS = 20
 Rows = Iterator[tuple[int, Any]]
 """Number (from 1) and content of each row; a str in the content's place says why it cannot be read."""
+_HERE = Path()
 _NEEDED = (
     'a row has id, question and golden_answers, or prompt and reward_model={"ground_truth": {"target": [...]}} '
     "with an id, extra_info.index or extra_info.id"
@@ -34,8 +36,8 @@ def load_tasks(path: Path | str, limit: int | None = None, *, prompts: bool = Fa
     that of a row that has no ``question``.
 
     The id is the row's, with ``data_source/`` before it where the row names its data set, because FlashRAG numbers
-    the rows of every data set alike. ``images`` holds paths, ``data:`` URLs, or structs of ``bytes`` and ``path`` as
-    Hugging Face writes them. Columns that are no part of a task are kept in its metadata.
+    the rows of every data set alike. ``images`` holds paths below the file's folder, ``data:`` URLs, or structs of
+    ``bytes`` and ``path`` as Hugging Face writes them. Columns that are no part of a task are kept in its metadata.
     Raises UserError: no such file, another kind of file, or one message that lists the faulty rows of the whole file.
     """
     return tasks_of(read_rows(Path(path)), str(path), prompts=prompts)[:limit]
@@ -53,7 +55,7 @@ def tasks_of(rows: Rows, where: str, *, prompts: bool = False) -> list[Task]:
         if isinstance(row, str):
             faults.append(f"row {number}: {row}")
             continue
-        task, wrong = parse_row(row, prompts=prompts)
+        task, wrong = parse_row(row, prompts=prompts, folder=Path(where).parent)
         faults += [f"row {number}, {fault}" for fault in wrong]
         if task is None:
             continue
@@ -119,13 +121,16 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
 
 
-def parse_row(row: Mapping[str, Any], *, prompts: bool = False) -> tuple[Task | None, list[str]]:
-    """The task in a row, or None with what is wrong, one ``column: reason`` each."""
+def parse_row(row: Mapping[str, Any], *, prompts: bool = False, folder: Path = _HERE) -> tuple[Task | None, list[str]]:
+    """The task in a row, or None with what is wrong, one ``column: reason`` each. ``folder`` holds the row's file."""
     faults: list[str] = []
     identity = _identity(row, faults)
     question, prompt = _texts(row, prompts, faults)
     answers = _answers(row, faults)
-    images = _images(row.get("images"), faults)
+    try:
+        images = images_of(row, folder)
+    except ValueError as error:
+        faults.append(f"images: {error}")
     kept, graded = row.get("metadata") or {}, {} if faults else _beside_the_answers(row)
     if not isinstance(kept, Mapping):
         faults.append(f"metadata: {type(kept).__name__} instead of an object")
@@ -197,16 +202,19 @@ def _answers(row: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def _images(value: Any, faults: list[str]) -> tuple[str, ...]:
-    found = []
+def images_of(row: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """The column ``images`` of a row in a file of ``folder``, as ``Task.images`` has them.
+
+    Raises ValueError on what is no picture's path below that folder (``verl.data.pictures.under``), nor its bytes.
+    """
+    value, found = row.get("images"), []
     for image in value if isinstance(value, list) else [] if value is None else [value]:
         held, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, image)
         if isinstance(held, bytes):
             path = f"data:application/octet-stream;base64,{base64.b64encode(held).decode()}"
         if not isinstance(path, str) or not path:
-            faults.append(f"images: {type(image).__name__} is neither a path nor the bytes of an image")
-            return ()
-        found.append(path)
+            raise ValueError(f"{type(image).__name__} is neither a path nor the bytes of an image")
+        found.append(under(folder, path))
     return tuple(found)
 
 

@@ -23,6 +23,8 @@ class TrainingSample:
     """Credit of each token (or the weight of each token for ``weighted_nll``); 0 where the mask is False."""
     rollout_logprobs: FloatArray
     """Log-prob under the distribution that sampled; 0 where the mask is False (and everywhere for recorded traces)."""
+    images: tuple[str, ...] = ()
+    """Pictures that the tokens stand for, in their order (``verl.data.pictures``)."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -45,4 +47,5 @@ class TrainingSample:
             policy_mask=mask,
             advantages=np.where(mask, np.asarray(advantages, dtype=np.float32), np.float32(0)),
             rollout_logprobs=trajectory.rollout_logprobs(),
+            images=trajectory.images,
         )

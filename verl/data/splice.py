@@ -33,10 +33,11 @@ def mismatched(samples: Sequence[TrainingSample], longest: int) -> list[Training
     for here, there in zip(samples, [*samples[1:], *samples[:1]], strict=True):
         begin, end = int(here.policy_mask.argmax()), int(there.policy_mask.argmax())
         prompt = here.token_ids[:begin]
-        if np.array_equal(prompt, there.token_ids[:end]) or begin + len(there) - end > longest:
+        same = np.array_equal(prompt, there.token_ids[:end]) and here.images == there.images
+        if same or begin + len(there) - end > longest:
             continue
         tokens = np.concatenate([prompt, there.token_ids[end:]])
         mask = np.concatenate([np.zeros(begin, np.bool_), there.policy_mask[end:]])
         nothing = np.zeros(len(tokens), np.float32)
-        pairs.append(TrainingSample(tokens, mask, nothing, nothing))
+        pairs.append(TrainingSample(tokens, mask, nothing, nothing, here.images))
     return pairs

@@ -22,5 +22,5 @@ class Task:
     prompt: str | None = None
     """A prompt that the data set rendered beforehand: it opens the episode in place of the protocol's own."""
     images: tuple[str, ...] = ()
-    """What the question shows: paths, or ``data:`` URLs that hold the bytes. Carried and saved; engines for text alone
+    """What the question shows: paths, or ``data:`` URLs that hold the bytes. Engines for text alone
     refuse them."""

@@ -15,24 +15,29 @@ from torch.distributed.tensor import DTensor
 
 from verl.algorithms.lora import DOWN, UP, with_adapter
 from verl.learner.config import LoraConfig
+from verl.learner.parts import VISION, decoder_of, reads_pictures
 
 _NAME = "default"  # what peft calls an adapter that was given no name
 _BASE = ".base_layer"
+_IN_FILES = (("model.language_model.", "model."), (VISION, "visual."))
 
 
 def add_adapter(lm: nn.Module, config: LoraConfig) -> None:
     """Give every linear layer of the decoder (or those named) an adapter; nothing else stays trainable."""
     targets = list(config.targets) or "all-linear"
-    inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), lm)
+    adapted = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
+    inject_adapter_in_model(adapted, decoder_of(lm) if reads_pictures(lm) else lm)
 
 
 def adapter_layers(lm: nn.Module) -> dict[str, LoraLayer]:
-    """Layers that have an adapter, by Hugging Face name."""
-    return {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+    """Layers that have an adapter, by the name of their weight in files, without its last part."""
+    return {str(saved_name(name)): module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
 
 
 def saved_name(name: str) -> str | None:
-    """The Hugging Face name of a parameter of a model with adapters; None for a weight of an adapter."""
+    """The name that files have for a parameter of a model in memory; None for a weight of an adapter."""
+    for here, there in _IN_FILES:
+        name = name.replace(here, there, 1) if name.startswith(here) else name
     return None if ".lora_" in name else name.replace(_BASE, "")
 
 

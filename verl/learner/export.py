@@ -19,7 +19,7 @@ from verl.learner.checkpoint import written_whole
 from verl.learner.loading import fill
 from verl.learner.model import PolicyModel
 
-_TOKENIZER_FILES = (
+_COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -29,6 +29,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
 )
 
 
@@ -93,6 +94,6 @@ def write_hf(
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in _TOKENIZER_FILES:
+        for name in _COPIED:
             if (source / name).is_file():
                 shutil.copy2(source / name, partial / name)

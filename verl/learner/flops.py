@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from verl.data.samples import TrainingSample
+from verl.learner.parts import decoder_of
 
 # A matmul of the forward pass has two in the backward pass.
 _PASSES = 3
@@ -27,8 +28,8 @@ class FlopsModel:
     @classmethod
     def of(cls, lm: PreTrainedModel) -> FlopsModel:
         """Count them in a model (sharded or not)."""
-        layers: nn.ModuleList = lm.base_model.layers
-        config = lm.config
+        layers: nn.ModuleList = decoder_of(lm).layers
+        config = lm.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             layer_weights=sum(p.numel() for p in layers.parameters() if p.dim() == 2),

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from verl.learner.attention import PACKED, AttentionLayout, packed_attention
+from verl.learner.parts import decoder_of
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 _ROTARY = "apply_rotary_pos_emb"
@@ -32,9 +33,10 @@ def fuse(lm: PreTrainedModel) -> None:
                 tried[kind] = _is_plain_norm(kind)
             if tried[kind]:
                 module.forward = _NormForward(module)  # type: ignore[method-assign]
-    attention = lm.base_model.layers[0].self_attn
-    if lm.config._attn_implementation == PACKED and _is_plain_attention(attention):
-        for layer in lm.base_model.layers:
+    decoder = decoder_of(lm)
+    attention = decoder.layers[0].self_attn
+    if decoder.config._attn_implementation == PACKED and _is_plain_attention(attention):
+        for layer in decoder.layers:
             layer.self_attn.forward = _AttentionForward(layer.self_attn)
     written_in = sys.modules[type(attention).__module__]
     theirs = getattr(written_in, _ROTARY, None)

@@ -30,6 +30,7 @@ from verl.learner.distributed import make_layout
 from verl.learner.engine import Engine
 from verl.learner.flops import FlopsModel
 from verl.learner.loading import load_policy
+from verl.learner.parts import VISION
 from verl.learner.phase import Phase, Weights
 from verl.learner.reference import Reference
 from verl.learner.scoring import Scorer
@@ -91,12 +92,12 @@ class Learner:
         return phase
 
     def _part(self, part: Weights) -> dict[str, DTensor]:
-        """The policy's weights of that part."""
+        """The policy's weights of that part; what sees pictures is in none."""
         weights = self.model.weights.items()
         return {
             name: weight
             for name, weight in weights
-            if part == "all" or (saved_name(name) is None) == (part == "adapters")
+            if not name.startswith(VISION) and (part == "all" or (saved_name(name) is None) == (part == "adapters"))
         }
 
     # -- training and scoring --

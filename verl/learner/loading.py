@@ -18,8 +18,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from verl.data.pictures import KIND, Pictures
 from verl.errors import UserError
 from verl.learner.adapter import add_adapter, init_adapter, saved_name
 from verl.learner.attention import PACKED
@@ -27,6 +34,7 @@ from verl.learner.config import LearnerConfig
 from verl.learner.distributed import Layout
 from verl.learner.fused import fuse
 from verl.learner.model import PackedModel, PolicyModel, ValueModel
+from verl.learner.parts import decoder_of, reads_pictures
 from verl.learner.ulysses import SequenceSplit
 
 # Keys of model configs that change logits after the LM head: not implemented, and silence would be wrong.
@@ -45,7 +53,7 @@ def load_policy(model_path: Path, config: LearnerConfig, layout: Layout) -> Poli
     lora = config.lora
     if lora is not None:
         add_adapter(lm, lora)
-    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout))
+    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout), Pictures.of(model_path))
     _shard(model, config, layout)
 
     def new_weight(name: str, shape: torch.Size) -> Tensor | None:
@@ -61,7 +69,7 @@ def load_reference(model_path: Path, config: LearnerConfig, layout: Layout) -> P
     It is scored with once a batch: where anything is offloaded, it lies in host memory.
     """
     lm = _empty_lm(_read_config(model_path), config, config.compute_dtype)
-    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout))
+    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout), Pictures.of(model_path))
     _shard(model, replace(config, offload="none" if config.offload == "none" else "all"), layout)
     model.requires_grad_(False)
     _read_weights(model, model_path, lambda name, shape: None)
@@ -71,6 +79,8 @@ def load_reference(model_path: Path, config: LearnerConfig, layout: Layout) -> P
 def load_value_model(model_path: Path, config: LearnerConfig, layout: Layout) -> ValueModel:
     """A critic with the decoder of ``model_path``; its head starts at 0, and so do all values."""
     hf_config = _read_config(model_path)
+    if hf_config.model_type == KIND:
+        raise UserError(f"{model_path}: a critic reads text alone; write trainer.advantage.name=grpo")
     hf_config.tie_word_embeddings = False
     lm = _empty_lm(hf_config, config)
     with init_empty_weights(include_buffers=False):
@@ -98,9 +108,13 @@ def _read_config(model_path: Path) -> PreTrainedConfig:
 
 def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig, dtype: str | None = None) -> PreTrainedModel:
     """The model without weights, but with its buffers (rotary frequencies), which no file has."""
+    kind: Any = AutoModelForCausalLM
+    attention: Any = PACKED
+    if hf_config.model_type == KIND:
+        kind, attention = AutoModelForImageTextToText, {"text_config": PACKED, "vision_config": "sdpa"}
     with init_empty_weights(include_buffers=False):
-        lm: PreTrainedModel = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=PACKED, dtype=getattr(torch, dtype or config.parameter_dtype)
+        lm: PreTrainedModel = kind.from_config(
+            hf_config, attn_implementation=attention, dtype=getattr(torch, dtype or config.parameter_dtype)
         )
     lm.tie_weights()  # making each weight empty also made tied weights two
     lm.train()
@@ -120,7 +134,7 @@ def _shard(model: PackedModel, config: LearnerConfig, layout: Layout) -> None:
     reshard = layout.mesh.size() > 1
     whole = config.offload == "all"
     offload = CPUOffloadPolicy(pin_memory=layout.device.type == "cuda") if whole else OffloadPolicy()
-    for module in (*model.lm.base_model.layers, model):
+    for module in (*decoder_of(model.lm).layers, model):
         # What lies outside the layers is needed last in the forward pass and first in the backward pass: it stays.
         freed = reshard and module is not model
         fully_shard(module, mesh=layout.mesh, mp_policy=precision, reshard_after_forward=freed, offload_policy=offload)
@@ -161,6 +175,8 @@ def _split(lm: PreTrainedModel, layout: Layout) -> SequenceSplit | None:
     """How tokens lie on neighbours. Raises UserError where the model has not enough heads for them."""
     if layout.sequence_group is None:
         return None
+    if reads_pictures(lm):
+        raise UserError(f"learner.sequence_ranks={layout.sequence_ranks}: a model that reads pictures takes 1")
     heads: int = lm.config.num_attention_heads
     if heads % layout.sequence_ranks:
         raise UserError(

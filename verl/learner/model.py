@@ -15,18 +15,24 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from verl.data.batch import PackedBatch
+from verl.data.pictures import Pictures
+from verl.errors import UserError
 from verl.learner.attention import AttentionLayout
 from verl.learner.logprobs import policy_logprobs, top_logprobs
+from verl.learner.parts import decoder_of
 from verl.learner.ulysses import SequenceSplit
 
 
 class PackedModel(nn.Module):
     """A causal LM of which only the decoder and the weight of the head are used."""
 
-    def __init__(self, lm: PreTrainedModel, split: SequenceSplit | None = None) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, split: SequenceSplit | None = None, pictures: Pictures | None = None
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.split = split
+        self.pictures = pictures
         self.weights: dict[str, DTensor] = {}
         """Sharded parameters by Hugging Face name, in a fixed order; a tied LM head is not repeated. Kept here because
         between a forward and a backward pass the module's own parameters are whole ones, made for that pass."""
@@ -39,13 +45,35 @@ class PackedModel(nn.Module):
         if split is not None:
             ids, positions = split.slice_of(ids), split.slice_of(positions)
             own, places = split.own_policy_tokens(batch)
-        output = self.lm.base_model(
-            input_ids=ids[None],
-            position_ids=positions[None],
+        read = {"input_ids": ids[None], "position_ids": positions[None]}
+        output = decoder_of(self.lm)(
+            **(self._with_pictures(batch) if batch.images else read),
             layout=AttentionLayout.of(batch, split),
             use_cache=False,
         )
         return output.last_hidden_state.squeeze(0).index_select(0, places), own
+
+    def _with_pictures(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """What the decoder reads where pictures are shown: embeddings ``[1, tokens, width]``, and their places in time,
+        height and width ``[3, 1, tokens]``. What sees is not trained."""
+        if self.pictures is None:
+            raise UserError(f"{len(batch.images)} samples show pictures, and the model reads text alone")
+        ids, sees = batch.input_ids, self.lm.base_model
+        shown = (ids == self.pictures.pad) & ~batch.policy_mask
+        pixels, grid = self.pictures.pixels([name for names in batch.images for name in names])
+        with torch.no_grad():
+            features = torch.cat(sees.get_image_features(pixels.to(ids.device), grid.to(ids.device)).pooler_output)
+        if int(shown.sum()) != len(features):
+            raise UserError(f"{int(shown.sum())} tokens stand for pictures of {len(features)}: a picture was replaced")
+        embeddings = self.lm.get_input_embeddings()(ids)
+        embeddings = embeddings.masked_scatter(shown[:, None], features.to(embeddings.dtype))
+        parts = zip(ids.split(batch.lengths), shown.split(batch.lengths), strict=True)
+        grids = grid.split([len(names) for names in batch.images])
+        places = [
+            sees.get_rope_index(part[None].cpu(), mm_token_type_ids=pads[None].int().cpu(), image_grid_thw=each)[0]
+            for (part, pads), each in zip(parts, grids, strict=True)
+        ]
+        return {"inputs_embeds": embeddings[None], "position_ids": torch.cat(places, dim=-1).to(ids.device)}
 
     def whole(self, scores: Tensor, own: Tensor | None, batch: PackedBatch) -> Tensor:
         """The scores ``[n]`` of all policy tokens from those made here."""
@@ -57,8 +85,14 @@ class PackedModel(nn.Module):
 class PolicyModel(PackedModel):
     """Gives log-probs and entropies of policy tokens instead of logits."""
 
-    def __init__(self, lm: PreTrainedModel, max_logits_mib: int, split: SequenceSplit | None = None) -> None:
-        super().__init__(lm, split)
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        max_logits_mib: int,
+        split: SequenceSplit | None = None,
+        pictures: Pictures | None = None,
+    ) -> None:
+        super().__init__(lm, split, pictures)
         self.max_logits_mib = max_logits_mib
 
     def forward(

@@ -15,7 +15,7 @@ from verl.learner.model import PolicyModel
 from verl.learner.reference import Reference
 from verl.trajectory import FloatArray
 
-_Key = tuple[bool, float, bytes]
+_Key = tuple[bool, float, bytes, tuple[str, ...]]
 
 
 class Scorer:
@@ -60,4 +60,4 @@ class Scorer:
 
 def _key(sample: TrainingSample, temperature: float, reference: bool) -> _Key:
     content = sample.token_ids.tobytes() + sample.policy_mask.tobytes()
-    return reference, temperature, hashlib.blake2b(content, digest_size=16).digest()
+    return reference, temperature, hashlib.blake2b(content, digest_size=16).digest(), sample.images

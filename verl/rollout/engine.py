@@ -17,7 +17,7 @@ from verl.rollout.engine_checks import check_model
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_thread import EngineThread
 from verl.rollout.engine_vllm import GenerateRequest, VllmSteppable
-from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
+from verl.rollout.interfaces import Generation, Sampling, Turn
 from verl.sync import Sent, WeightUpdate
 
 __all__ = ["EngineConfig", "EngineStats", "GenerateRequest", "VllmEngine"]
@@ -76,7 +76,6 @@ class VllmEngine:
     def generate_many(self, requests: Sequence[GenerateRequest]) -> list[asyncio.Future[Generation]]:
         """Admit all in one go, in order, between two steps: the same list on an idle engine gives the same batches."""
         for request in requests:
-            refuse_images(request.turn)
             self._check_length(len(request.token_ids), request.turn.max_tokens)
         return self._thread.submit(requests)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from verl.data.pictures import KIND
 from verl.errors import UserError
 from verl.rollout.engine_config import EngineConfig
 
@@ -30,6 +32,8 @@ def check_model(folder: Path, config: EngineConfig, *, on_cpu: bool) -> None:
         )
     if not any(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern)):
         raise UserError(f"model {folder} has no weights (*.safetensors): was the download or the export cut short?")
+    if description.get("model_type") == KIND and find_spec("torchvision") is None:
+        raise UserError(f"model {folder} reads pictures, and vLLM needs torchvision for that: install it")
     check_context(description, config, folder)
     check_parallel(description, config, folder)
     if on_cpu:
@@ -111,4 +115,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read as JSON ({error}): export or download the model again") from error
     if not isinstance(description, dict):
         raise UserError(f"{file} is not a JSON object: export or download the model again")
-    return description
+    return {
+        **(description.get("text_config") or {}),
+        **description,
+    }  # where pictures are read, how text is

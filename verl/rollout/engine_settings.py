@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from verl.data.pictures import MOST, PIXELS
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.interfaces import Sampling, Turn
 
@@ -40,11 +41,12 @@ def environment(config: EngineConfig, *, on_cpu: bool) -> dict[str, str]:
 
 
 def engine_arguments(
-    model_path: str, config: EngineConfig, *, seed: int, on_cpu: bool, sleeps: bool = False
+    model_path: str, config: EngineConfig, *, seed: int, on_cpu: bool, sleeps: bool = False, pictures: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments of ``vllm.EngineArgs``, without the weight-transfer config (an object of vLLM's).
 
-    ``sleeps`` says that a GPU's memory has to be given back while the engine sleeps.
+    ``sleeps`` says that a GPU's memory has to be given back while the engine sleeps; ``pictures`` that the model reads
+    them, by the bounds that the learner keeps.
     """
     memory: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory_share,
@@ -53,6 +55,8 @@ def engine_arguments(
     if on_cpu:
         # An explicit size also skips vLLM's memory-profiling run.
         memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * _GIB)}
+    if pictures:
+        memory |= {"limit_mm_per_prompt": {"image": MOST, "video": 0}, "mm_processor_kwargs": {"size": PIXELS}}
     return memory | {
         "model": model_path,
         "seed": seed,

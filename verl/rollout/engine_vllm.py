@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl.errors import InfrastructureError
+from verl.data.pictures import Pictures, open_picture, short
+from verl.errors import InfrastructureError, UserError
 from verl.rollout.engine_checks import check_architecture
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments
-from verl.rollout.interfaces import Generation, Sampling, Turn
+from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
 from verl.sync import Sent, Sums, WeightUpdate
 from verl.sync.canary import ENDS, check_loaded
 from verl.trajectory import FinishReason
@@ -53,6 +54,7 @@ class VllmSteppable:
             self._engine = _build(model_path, config, seed, sleeps)
         self._engine.set_weight_version("0")
         self._tokenizer = self._engine.get_tokenizer()
+        self._pictures = Pictures.of(model_path)
         self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
         self._requests: set[str] = set()
         self._keeps = config.after_push == "keep"
@@ -65,18 +67,36 @@ class VllmSteppable:
     def add(self, key: str, request: GenerateRequest) -> None:
         """Queue a request; vLLM raises ValueError on one it cannot serve."""
         from vllm import SamplingParams
-        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         arguments = sampling_arguments(request.turn, request.sampling, request.seed)
         params = SamplingParams(**arguments, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
         # Where older keys and values stay, a request finds none but those of its own weights.
         salt = str(self._version) if self._keeps else None
-        inner_key = self._engine.add_request(key, tokens_input(list(request.token_ids), cache_salt=salt), params)
+        inner_key = self._engine.add_request(key, self._prompt(request, salt), params)
         # Stop strings need text; the text of each log-prob would cost a decoding a token, a quarter of a small model's
         # step, and nobody reads it.
         self._engine.output_processor.request_states[inner_key].logprobs_processor.tokenizer = None
         self._requests.add(key)
+
+    def _prompt(self, request: GenerateRequest, salt: str | None) -> Any:
+        """What vLLM is given. Raises UserError on pictures that cannot be read, or that the ids do not tell of."""
+        from vllm.inputs.engine import tokens_input
+
+        if not request.turn.images:
+            return tokens_input(list(request.token_ids), cache_salt=salt)
+        if self._pictures is None:
+            refuse_images(request.turn)
+        assert self._pictures is not None
+        shown = [open_picture(name) for name in request.turn.images]
+        # vLLM lays out the room for each picture itself, from one token for it.
+        ids = self._pictures.collapsed(request.token_ids)
+        [prompt] = self._engine.renderer.render_cmpl(
+            [{"prompt_token_ids": ids, "multi_modal_data": {"image": shown}, **({"cache_salt": salt} if salt else {})}]
+        )
+        if list(prompt["prompt_token_ids"]) != list(request.token_ids):
+            raise UserError(f"image {short(request.turn.images[0])}: takes other tokens than it has in the prompt")
+        return prompt
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these requests."""
@@ -206,7 +226,8 @@ def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> An
     # vLLM collects garbage five times while it builds; what its import left is not looked at again.
     gc.freeze()
     check_architecture(Path(model_path), frozenset(ModelRegistry.get_supported_archs()))
-    arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu, sleeps=sleeps)
+    sees = Pictures.of(model_path) is not None
+    arguments = engine_arguments(model_path, config, seed=seed, on_cpu=on_cpu, sleeps=sleeps, pictures=sees)
     if config.weight_transfer != "shm":  # a file is loaded by the worker's extension
         arguments["weight_transfer_config"] = WeightTransferConfig(backend=f"watched_{config.weight_transfer}")
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))

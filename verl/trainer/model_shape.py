@@ -7,8 +7,9 @@ are written down (their ``config.json`` on the hub says the same).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from verl.errors import UserError
 
@@ -27,6 +28,8 @@ class ModelShape:
     max_positions: int = 32768
     head_dim: int | None = None
     """Width of one attention head; None where the heads share the hidden width."""
+    beside: int = 0
+    """Parameters of what is not the decoder: of what sees pictures, never trained."""
 
     @property
     def head_size(self) -> int:
@@ -44,7 +47,7 @@ class ModelShape:
     def parameters(self) -> int:
         """All parameters."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * self.layer_parameters + self.hidden
+        return embeddings + self.layers * self.layer_parameters + self.hidden + self.beside
 
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         """Keys and values of one token in all layers."""
@@ -69,6 +72,7 @@ _KNOWN = {
         for size, shape in _QWEN25.items()
         for suffix in ("", "-Instruct")
     },
+    "Qwen/Qwen2.5-VL-7B-Instruct": replace(_QWEN25["7B"], max_positions=128000, beside=676_550_144),
     "meta-llama/Llama-3.1-8B": _LLAMA,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA,
     "mistralai/Mistral-7B-Instruct-v0.3": ModelShape(4096, 32, 32, 8, 14336, 32768, False),
@@ -100,6 +104,8 @@ def is_known(model: str) -> bool:
 
 def _from_config(path: Path) -> ModelShape:
     config = json.loads(path.read_text())
+    sight = config.get("vision_config")
+    config = {**(config.get("text_config") or {}), **config}
     try:
         return ModelShape(
             hidden=config["hidden_size"],
@@ -111,6 +117,16 @@ def _from_config(path: Path) -> ModelShape:
             tied=config.get("tie_word_embeddings", False),
             max_positions=config.get("max_position_embeddings", 32768),
             head_dim=config.get("head_dim"),
+            beside=_sight(sight) if sight else 0,
         )
     except KeyError as error:
         raise UserError(f"{path} has no {error}: it is not a causal language model of a supported kind") from error
+
+
+def _sight(config: dict[str, Any]) -> int:
+    """Parameters of Qwen2.5-VL's vision transformer: blocks, patches, and the layers that lead to the decoder."""
+    width, ffn, out = config["hidden_size"], config["intermediate_size"], config["out_hidden_size"]
+    block = 4 * width * (width + 1) + 3 * width * ffn + 2 * ffn + 3 * width
+    merged = width * config.get("spatial_merge_size", 2) ** 2
+    patch: int = 3 * config.get("temporal_patch_size", 2) * config.get("patch_size", 14) ** 2
+    return int(config["depth"] * block + patch * width + width + merged * (merged + 1) + (merged + 1) * out)

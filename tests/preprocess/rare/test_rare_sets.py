@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from preprocess.rare.build import Config, build_set
+from tests.verl.tiny_vl import write_picture
 from verl.data.load import load_tasks
+from verl.data.pictures import open_picture
 from verl.data.tasks import Task
 from verl.errors import UserError
 
@@ -113,18 +115,22 @@ def test_finfact_is_divided_by_the_published_shuffle(tmp_path: Path) -> None:
 def test_mmrait_brings_its_pictures_and_drops_rows_without(tmp_path: Path) -> None:
     source = tmp_path / "source" / "fact_verify"
     (source / "images").mkdir(parents=True)
-    (source / "images" / "1.jpg").write_bytes(b"jpeg")
+    write_picture(source / "images" / "1.jpg", "red")
+    (source / "images" / "3.jpg").write_text("root:x:0:0")
     labels = ["Support", "Refute", "Insufficient_Text"]
     rows = [
         {"id": n, "claim": "It rained.", "document": "Rain.", "document_image": "a/images/1.jpg", "category": label}
         for n, label in enumerate(labels)
     ]
-    write(source / "train_data.jsonl", [*rows, {**rows[0], "id": 9, "document_image": "images/2.jpg"}])
+    others = [{**rows[0], "id": f"o{n}", "document_image": f"images/{n}.jpg"} for n in (2, 3)]
+    write(source / "train_data.jsonl", [*rows, *others])
     write(source / "val_data.jsonl", [{**row, "id": f"v{row['id']}"} for row in rows])
     tasks, report = built(tmp_path, "mmrait")
     assert [task.golden_answers[0] for task in tasks["test"]] == ["A", "B", "C"]
-    assert all(task.images[0].endswith("images/1.jpg") for task in tasks["test"])
-    assert reasons(report) == {("train", "its picture is not there"): 1}
+    assert len({task.images for task in tasks["test"]}) == 1, "a picture is copied once"
+    assert open_picture(tasks["test"][0].images[0]).size == (80, 60)
+    told = {reason.partition(" (")[0] for _, reason in reasons(report)}
+    assert told == {"its picture is not there", "is no picture that can be read"}
 
 
 def test_a_set_of_ones_own_names_its_answer_by_letter_or_in_full(tmp_path: Path) -> None:

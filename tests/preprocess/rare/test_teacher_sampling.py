@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from preprocess.rare.sample import Attempts, Config, main, sample
 from search_agent.standins.serving import serve
+from tests.verl.tiny_vl import write_picture
 from verl.data.tasks import Task
 from verl.errors import InfrastructureError, UserError
 
@@ -129,12 +131,15 @@ def test_a_wrong_key_is_the_users_mistake_and_is_not_shown(
 
 
 def test_pictures_go_along_as_data(teacher: Teacher, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"png")
+    held = Path(write_picture(tmp_path / "a.png", "red")).read_bytes()
     task = Task("t", "q", ("B",), {}, "prompt 0", (str(tmp_path / "a.png"),))
     teacher.status[0] = 400
     asyncio.run(sample(config(teacher, tmp_path / "out"), [task]))
     shown, text = teacher.asked[0]["messages"][0]["content"]
-    assert shown == {"type": "image_url", "image_url": {"url": "data:image/png;base64,cG5n"}}
+    assert shown == {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(held).decode()}"},
+    }
     assert text == {"type": "text", "text": "prompt 0"}
 
 

@@ -49,16 +49,31 @@ def test_jsonl_and_parquet_give_the_same_tasks(tmp_path: Path) -> None:
 
 
 def test_images_are_paths_or_bytes(tmp_path: Path) -> None:
+    for name in ("a.png", "b", "b.png"):
+        (tmp_path / name).touch()
     held = [{"bytes": b"png", "path": None}, {"bytes": None, "path": "b.png"}]
     (task,) = load_tasks(parquet(tmp_path / "a.parquet", [{**ROW, "images": held}]))
-    assert task.images == ("data:application/octet-stream;base64,cG5n", "b.png")
+    assert task.images == ("data:application/octet-stream;base64,cG5n", str(tmp_path / "b.png"))
     assert "images" not in task.metadata
     one, many = load_tasks(
         jsonl(tmp_path / "a.jsonl", [{**ROW, "images": "a.png"}, {**ROW, "id": "2", "images": ["b"]}])
     )
-    assert (one.images, many.images) == (("a.png",), ("b",))
+    assert (one.images, many.images) == ((str(tmp_path / "a.png"),), (str(tmp_path / "b"),))
     with pytest.raises(UserError, match=r"row 1, images: int is neither a path nor the bytes of an image"):
         load_tasks(jsonl(tmp_path / "b.jsonl", [{**ROW, "images": [3]}]))
+
+
+def test_a_row_shows_no_file_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").touch()
+    folder = tmp_path / "set" / "taught"
+    folder.mkdir(parents=True)
+    (tmp_path / "set" / "beside.png").touch()
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    for reference in (str(tmp_path / "secret.png"), "../../secret.png", "link.png", "none.png", "/etc/hostname", "."):
+        with pytest.raises(UserError, match=r"row 1, images: .* is no file below"):
+            load_tasks(jsonl(folder / "a.jsonl", [{**ROW, "images": reference}]))
+    (task,) = load_tasks(jsonl(folder / "a.jsonl", [{**ROW, "images": ["beside.png", "https://host/a.png"]}]))
+    assert task.images == (str(tmp_path / "set" / "beside.png"), "https://host/a.png")
 
 
 def test_a_row_that_has_only_a_rendered_prompt_is_asked_as_it_stands(tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""Where the parts of a Hugging Face model lie, for those of text alone and those that read pictures too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+VISION = "model.visual."
+"""How the names of what sees pictures begin. It is never trained: as published, and as LLaMA-Factory has it."""
+
+
+def reads_pictures(lm: nn.Module) -> bool:
+    """Whether the model has a part that sees."""
+    return hasattr(getattr(lm, "model", None), "visual")
+
+
+def decoder_of(lm: nn.Module) -> Any:
+    """The decoder of text: embeddings, ``layers``, norm."""
+    return lm.model.language_model if reads_pictures(lm) else lm.base_model  # type: ignore[union-attr]
