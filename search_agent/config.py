@@ -167,6 +167,8 @@ class RunConfig:
             "kl_reward.coefficient": trainer.kl_reward.coefficient,
             "overlong.buffer_tokens": trainer.overlong.buffer_tokens,
             "turn_credit.coefficient": trainer.turn_credit.coefficient,
+            "budget.price": trainer.budget.price,
+            "budget.rate": trainer.budget.rate,
         }
         for key, value in inert.items():
             if value:

@@ -99,7 +99,7 @@ def open_folder(config: RunConfig, path: Path) -> RunFolder:
 
 async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: Path) -> dict[str, Any]:
     """Start everything, run the controller, and return the summary."""
-    from search_agent.evaluation.describe import describe
+    from search_agent.evaluation.describe import describe, evidence
     from search_agent.launch import processes
     from search_agent.manifests import check_retriever
     from verl.tracking import make_tracker
@@ -124,16 +124,24 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
         config=config.tracking,
         run_config=to_dict(config),
     )
-    model = inputs.model
+    model, read = inputs.model, config.protocol.build().read
     try:
         async with processes(
             config, inputs.source, model, folder.logs, scratch, learn=True, probes=lambda: probe_ids(model)
         ) as live:
             assert live.learners is not None
             assert live.sync is not None
-            gold = gold_scorer(config, live.learners, model)
             controller = Controller(
-                settings, data, folder, live.learners, live.pool, live.sync, tracker, describe, gold
+                settings,
+                data,
+                folder,
+                live.learners,
+                live.pool,
+                live.sync,
+                tracker,
+                partial(describe, read=read),
+                gold_scorer(config, live.learners, model),
+                partial(evidence, read=read),
             )
             return await live.watch(controller.run())
     finally:

@@ -66,17 +66,18 @@ def read_inputs(config: RunConfig) -> Inputs:
 
 
 def check_metric(config: RunConfig, tasks: Sequence[Task]) -> None:
-    """Raises UserError if a reward of ours measures no ``evaluation.metric``, or a part that gdpo compares: known from
-    episodes that say nothing.
+    """Raises UserError if a reward of ours measures no ``evaluation.metric``, or a part that gdpo compares or a budget
+    counts: known from episodes that say nothing.
 
     A reward of the user's own runs in processes of its own, later: it is held to its metric at the first evaluation.
     """
-    asked = config.evaluation.metric != "em" or config.trainer.advantage.parts
+    budget = config.trainer.budget
+    asked = config.evaluation.metric != "em" or config.trainer.advantage.parts or budget.part
     if not asked or pool_config(config.reward) is not None:
         return
     from search_agent.evaluation.describe import describe
     from verl.trainer.evaluator import chosen_score
-    from verl.trainer.shaping import parts_of, usable_episodes
+    from verl.trainer.shaping import parts_of, spent_of, usable_episodes
 
     reward = reward_function(config.reward, config.protocol.build())
     groups = []
@@ -88,6 +89,8 @@ def check_metric(config: RunConfig, tasks: Sequence[Task]) -> None:
         silent.outcome, silent.reward, silent.reward_parts = "finished", score.reward, score.parts
         groups.append(Group(number, task, [silent]))
     parts_of(usable_episodes(groups), config.trainer.advantage)
+    if budget.part:
+        spent_of(usable_episodes(groups), budget)
     chosen_score({config.evaluation.select_by: describe(groups)}, config.evaluation)
 
 

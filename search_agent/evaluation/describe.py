@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from search_agent.evaluation.diagnostics import diagnose, read_from_parts, summarise
+from search_agent.evaluation.diagnostics import diagnose, figures, read_from_parts
 from search_agent.evaluation.doubts import doubts
 from search_agent.evaluation.kilt import kilt
 from search_agent.evaluation.statistics import wilson
+from search_agent.protocols.base import Reading
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
+from verl.trajectory import Trajectory
+
+Read = Callable[[Trajectory], Reading]
 
 _SCORES = ("em", "f1", "cover")
-_EVIDENCE = {
-    "evidence/found": "evidence_found",
-    "evidence/right_without": "right_without_evidence",
-    "evidence/answered_without": "answered_without_evidence",
-    "evidence/wrong_with": "wrong_with_evidence",
-    "evidence/duplicate_queries": "duplicate_queries",
-}
 _HOPS = {1: "one_hop", 2: "two_hop", 3: "three_hop", 4: "four_hop"}
 
 
-def describe(groups: Sequence[Group]) -> dict[str, Any]:
+def describe(groups: Sequence[Group], read: Read | None = None) -> dict[str, Any]:
     """Means over the episodes that infrastructure did not end; ``aborted`` counts the others.
 
     ``em`` and, where tasks say their ``hops``, ``em_one_hop``, ``em_two_hop`` ... each with ``<name>_interval``
     (95 %) and ``<name>_n``; ``format_valid``, ``f1``, ``searches`` and all else that the reward measured;
-    ``evidence/...``, what the searches brought (``search_agent.evaluation.diagnostics``; over all episodes);
+    ``evidence/...``, what the searches brought (over all episodes; ``read`` as for ``evidence``);
     ``kilt/...``, where tasks name the pages that their answers stand on (``search_agent.evaluation.kilt``);
     ``warnings``, what makes all of it meaningless.
     Where tasks come from several data sets (``data_source``), ``em/<set>``, ``f1/<set>`` and ``cover/<set>``, and
@@ -55,20 +52,23 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
             result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = sum(map(len, hits))
-    result |= evidence(groups) | kilt(groups)
+    result |= evidence(groups, read) | kilt(groups)
     result["warnings"] = doubts(result)
     return result
 
 
-def evidence(groups: Sequence[Group]) -> dict[str, float]:
-    """What searches brought; nothing where no task can be judged."""
-    diagnoses = [
-        diagnose(group.task, episode, read_from_parts(episode), right=episode.reward_parts.get("em") == 1)
-        for group in groups
-        for episode in group.trajectories
-    ]
-    found = summarise(diagnoses)
-    return {key: found[name] for key, name in _EVIDENCE.items() if name in found}
+def evidence(groups: Sequence[Group], read: Read | None = None) -> dict[str, float]:
+    """What searches brought (``diagnostics.figures``), at a training step as in an evaluation.
+
+    ``read`` is the protocol's; without it refinements are not known.
+    """
+    return figures(
+        [
+            diagnose(group.task, episode, (read or read_from_parts)(episode), right=episode.reward_parts.get("em") == 1)
+            for group in groups
+            for episode in group.trajectories
+        ]
+    )
 
 
 def by_data_set(groups: Mapping[str, Sequence[Group]]) -> dict[str, float]:

@@ -19,6 +19,18 @@ from search_agent.rewards.text import normalise, word_match
 from verl.data.tasks import Task
 from verl.trajectory import Trajectory
 
+_FIGURES = {
+    "found": "evidence_found",
+    "right_without": "right_without_evidence",
+    "answered_without": "answered_without_evidence",
+    "wrong_with": "wrong_with_evidence",
+    "refinement_keeps_answer": "refinement_keeps_answer",
+    "duplicate_queries": "duplicate_queries",
+    "empty_searches": "empty_searches",
+    "refused_searches": "refused_searches",
+}
+_TURNS = 8
+"""Searches that have a metric of their own; curves of the thirtieth say nothing."""
 _ANY_TEXT_HOLDS = frozenset({"", "yes", "no", "noanswer"})
 
 
@@ -150,6 +162,23 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         }
     if asked:
         result |= {"refinement_keeps_answer": fmean(asked), "refinement_keeps_answer_n": len(asked)}
+    return result
+
+
+def figures(diagnoses: Sequence[Diagnosis]) -> dict[str, float]:
+    """What all episodes say together as metrics: ``evidence/found``, ``evidence/hit_at_1``, ``evidence/latency_p95_s``.
+
+    ``evidence/failed`` is the share of episodes that infrastructure ended.
+    """
+    found = summarise(diagnoses)
+    result = {f"evidence/{key}": found[name] for key, name in _FIGURES.items() if name in found}
+    for name in ("hit_at", "found_at", "new_at"):
+        for k, share in enumerate(found.get(name, ())[:_TURNS], 1):
+            result[f"evidence/{name}_{k}"] = share
+    if "latency_s" in found:
+        result |= {f"evidence/latency_{name}_s": value for name, value in found["latency_s"].items()}
+    if diagnoses:
+        result["evidence/failed"] = found["aborted"] / found["n"]
     return result
 
 

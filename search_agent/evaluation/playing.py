@@ -150,7 +150,8 @@ def conclude(
     for name, groups in played.items():
         check_alive(groups)
         folder.write_trajectories(f"{STAGE}-{name}", 0, episodes_of(groups, "test"), keep=1)
-    return {name: describe(groups) for name, groups in played.items()}
+    read = config.protocol.build().read
+    return {name: describe(groups, read) for name, groups in played.items()}
 
 
 def _tokenizer(config: RunConfig, served: Served, source: Any, tasks: Sequence[Task]) -> Any:

@@ -1,4 +1,4 @@
-"""Keys of the controls around the update: KL in the reward, dynamic sampling, overlong penalty, collapse alarms."""
+"""Keys of the controls around the update: KL in the reward, dynamic sampling, overlong penalty, budget, alarms."""
 
 from __future__ import annotations
 
@@ -55,6 +55,31 @@ class OverlongConfig:
     def __post_init__(self) -> None:
         require(self.buffer_tokens >= 0, "overlong.buffer_tokens", self.buffer_tokens, "write 0 or more")
         require(self.penalty > 0, "overlong.penalty", self.penalty, "write a positive number")
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What episodes may spend on average (searches, say): each one spent costs reward, at a fixed price or at one that
+    rises until they keep to it."""
+
+    part: str = ""
+    """What is spent, by its name among the reward's parts (``searches``); empty is off."""
+    price: float = 0.0
+    """Reward lost for each one spent; where ``rate`` is above 0, the price of the first step."""
+    rate: float = 0.0
+    """By how much the price of the next step rises for each one that the mean of this step lies above ``limit``, and
+    falls below it: a Lagrange multiplier's ascent. 0 keeps the price."""
+    limit: float = 0.0
+    """What an episode may spend on average, where ``rate`` is above 0."""
+    max_price: float = 1.0
+    """The highest price; 1 is what a right answer earns in most rewards."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.price <= self.max_price, "budget.price", self.price, "write 0 to budget.max_price")
+        require(self.rate >= 0, "budget.rate", self.rate, "write 0 or more")
+        require(self.limit >= 0, "budget.limit", self.limit, "write 0 or more")
+        priced = bool(self.price or self.rate)
+        require(priced == bool(self.part), "budget.part", self.part, "write it with budget.price or budget.rate")
 
 
 @dataclass(frozen=True)

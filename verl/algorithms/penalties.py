@@ -1,11 +1,11 @@
-"""What is taken off a reward: for its length, as DAPO does, and for its KL to the reference model."""
+"""What is taken off a reward: for its length (DAPO), for what it spent, and for its KL to the reference model."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from verl.algorithms.control_config import KlRewardConfig, OverlongConfig
+from verl.algorithms.control_config import BudgetConfig, KlRewardConfig, OverlongConfig
 
 MAX_ERROR = 0.2
 """The adaptive controller treats a KL that is off by more than 20 % as off by 20 % (Ziegler et al. 2019)."""
@@ -23,6 +23,15 @@ def overlong_penalty(lengths: Tensor, limit_tokens: int, config: OverlongConfig)
         raise ValueError(f"overlong.buffer_tokens={config.buffer_tokens} is above the limit of {limit_tokens} tokens")
     excess = lengths.float() - (limit_tokens - config.buffer_tokens)
     return -config.penalty * (excess / config.buffer_tokens).clamp(0.0, 1.0)
+
+
+def next_price(price: float, spent: float, config: BudgetConfig) -> float:
+    """The price of the next step, from what the episodes of this one spent on average.
+
+    Projected dual ascent on max E[reward] subject to E[spent] <= limit (RCPO, Tessler et al. 2018):
+    price + rate (spent - limit), within 0 and ``max_price``. The price is the whole state: save it with the run.
+    """
+    return min(config.max_price, max(0.0, price + config.rate * (spent - config.limit)))
 
 
 def next_coefficient(coefficient: float, kl: float, sequences: int, config: KlRewardConfig) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from verl.algorithms.advantages import group_advantages
 from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.penalties import next_coefficient
+from verl.algorithms.penalties import next_coefficient, next_price
 from verl.cluster.learners import LearnerGroup
 from verl.data.samples import TrainingSample
 from verl.rollout.groups import Group
@@ -19,6 +19,7 @@ from verl.trainer.gold import GoldScorer
 from verl.trainer.shaping import (
     Episode,
     Shaping,
+    costs_of,
     group_index,
     informative_groups,
     lengths_of,
@@ -26,6 +27,7 @@ from verl.trainer.shaping import (
     penalties_of,
     reward_of,
     rewards_of,
+    spent_of,
     turn_credit_of,
     usable_episodes,
 )
@@ -35,7 +37,7 @@ from verl.trajectory import FloatArray
 
 @dataclass(frozen=True)
 class Assigner:
-    """ASSIGN in the loop; the coefficient of an adaptive KL is part of the loop's state."""
+    """ASSIGN in the loop; the coefficient of an adaptive KL and the price of a budget are part of the loop's state."""
 
     learners: LearnerGroup
     config: TrainerConfig
@@ -44,7 +46,7 @@ class Assigner:
     gold: GoldScorer | None = None
 
     async def samples(self, groups: Sequence[Group], state: LoopState) -> tuple[list[TrainingSample], dict[str, float]]:
-        """See ``assign``; ``state`` gets the next coefficient."""
+        """See ``assign``; ``state`` gets the next coefficient and price."""
         config = self.config
         metrics: dict[str, float] = {}
         token_rewards: list[FloatArray] | None = None
@@ -61,10 +63,20 @@ class Assigner:
             groups,
             config.advantage,
             drop_uniform=config.drops_uniform,
-            shaping=self.shaping,
+            shaping=self.shaping.at(state.budget_price),
             token_rewards=token_rewards,
         )
-        return samples, {**metrics, **assigned}
+        return samples, {**metrics, **assigned, **self._spend(groups, state)}
+
+    def _spend(self, groups: Sequence[Group], state: LoopState) -> dict[str, float]:
+        """What the step's episodes spent, and at what price; ``state`` gets the next one."""
+        budget, episodes = self.shaping.budget, usable_episodes(groups)
+        if not budget.part or not episodes:
+            return {}
+        spent = float(spent_of(episodes, budget).mean())
+        price = self.shaping.at(state.budget_price).price_in_force
+        state.budget_price = next_price(price, spent, budget)
+        return {"budget/spent": spent, "budget/price": price}
 
     async def _kl(self, groups: Sequence[Group], state: LoopState) -> tuple[list[FloatArray], dict[str, float]]:
         config = self.config.kl_reward
@@ -109,14 +121,14 @@ def assign(
         metrics["groups_without_baseline"] = float(sum(lacking))
     if not episodes:
         return [], metrics
-    penalties = penalties_of(episodes, shaping)
+    penalties, costs = penalties_of(episodes, shaping), costs_of(episodes, shaping)
     if shaping.overlong.buffer_tokens:
         metrics["overlong_penalty"] = float(penalties.mean())
     if config.needs_critic:
-        rewards = (rewards_of(episodes) + penalties).tolist()
+        rewards = (rewards_of(episodes) + penalties + costs).tolist()
         credit = [_rewards_of_tokens(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
     else:
-        credit = _sequence_credit(episodes, penalties, groups, config)
+        credit = _sequence_credit(episodes, penalties, costs, groups, config)
         if shaping.turn_credit.coefficient:
             turns = turn_credit_of(episodes, shaping.turn_credit)
             credit = [whole + turn for whole, turn in zip(credit, turns, strict=True)]
@@ -125,11 +137,16 @@ def assign(
 
 
 def _sequence_credit(
-    episodes: Sequence[Episode], penalties: torch.Tensor, groups: Sequence[Group], config: AdvantageConfig
+    episodes: Sequence[Episode],
+    penalties: torch.Tensor,
+    costs: torch.Tensor,
+    groups: Sequence[Group],
+    config: AdvantageConfig,
 ) -> list[FloatArray]:
-    """The advantage of each episode, on all its tokens."""
+    """The advantage of each episode, on all its tokens. No deviation divides ``costs``: their size is the price."""
     own = [episode.token_rewards for episode in episodes]
-    added = torch.tensor([0.0 if row is None else float(row.sum(dtype=np.float64)) for row in own], dtype=torch.float64)
+    sums = [0.0 if row is None else float(row.sum(dtype=np.float64)) for row in own]
+    added = costs + torch.tensor(sums, dtype=torch.float64)
     baselines = [groups[episode.group].greedy for episode in episodes]
     greedy = torch.tensor([0.0 if g is None else reward_of(g) for g in baselines], dtype=torch.float64)
     advantages = group_advantages(

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from verl.algorithms.config import AdvantageConfig, LossConfig, TurnCreditConfig
-from verl.algorithms.control_config import AlarmConfig, DynamicSamplingConfig, KlRewardConfig, OverlongConfig
+from verl.algorithms.control_config import (
+    AlarmConfig,
+    BudgetConfig,
+    DynamicSamplingConfig,
+    KlRewardConfig,
+    OverlongConfig,
+)
 from verl.errors import UserError, above, at_least
 from verl.learner.config import OptimizerConfig
 from verl.rollout.interfaces import Sampling
@@ -87,6 +93,8 @@ class TrainerConfig:
     """KL to the model as it was when reinforcement began, as a part of the reward."""
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
     """What coming near the most tokens that an episode may generate costs."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What searching costs, so that training keeps to so many searches a question."""
     turn_credit: TurnCreditConfig = field(default_factory=TurnCreditConfig)
     """Credit for what each turn newly found, beside the advantage of the episode."""
     gold_logprob: GoldLogprobConfig = field(default_factory=GoldLogprobConfig)

@@ -31,7 +31,7 @@ from verl.trainer.background import Background
 from verl.trainer.buffer import GroupBuffer
 from verl.trainer.clock import StepClock
 from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
-from verl.trainer.evaluator import Describe, Evaluator, check_alive, chosen_score
+from verl.trainer.evaluator import Describe, Evaluator, Observe, check_alive, chosen_score
 from verl.trainer.gold import GoldScorer
 from verl.trainer.ledger import Ledger
 from verl.trainer.phases import reinforcement_phase
@@ -85,9 +85,11 @@ class Controller:
         tracker: Tracker,
         describe: Describe,
         gold: GoldScorer | None = None,
+        observe: Observe | None = None,
     ) -> None:
-        """``gold`` measures what ``trainer.gold_logprob`` asks for."""
+        """``gold`` measures what ``trainer.gold_logprob`` asks for; ``observe`` adds to the metrics of each step."""
         self._settings = settings
+        self._observe = observe
         self._data = data
         self._folder = folder
         self._learners = learners
@@ -99,7 +101,7 @@ class Controller:
         self._saver = Saver(folder, learners, keep=trainer.keep_checkpoints, background=trainer.save_in_background)
         self._evaluator = Evaluator(pool, describe, settings.evaluation.decodings)
         config, sampling = settings.trainer, settings.sampling
-        shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit)
+        shaping = Shaping(config.overlong, settings.max_policy_tokens, config.turn_credit, config.budget)
         self._refill = Refill(pool, data.train, config, shaping, sampling, settings.seed)
         self._assigner = Assigner(learners, config, shaping, sampling.temperature, gold)
         self._writing = Background()
@@ -195,8 +197,9 @@ class Controller:
         config, state = self._settings.trainer, self.state
         clock = StepClock(self._last_step_end)
         check_alive(groups)
-        groups, refilled = await self._refill.complete(groups, state.step)
+        groups, refilled = await self._refill.complete(groups, state.step, state.budget_price)
         metrics = {**summarize(groups), **refilled, "seconds/rollout": clock.lap()}
+        metrics |= self._observe(groups) if self._observe else {}
         async with self._pool.resting():
             samples, assigned = await self._assigner.samples(groups, state)
             metrics |= assigned

@@ -20,6 +20,10 @@ Describe = Callable[[Sequence[Group]], dict[str, Any]]
 """Turns the groups of an evaluation into what ``summary.json`` says of it: numbers, and how sure they are."""
 
 
+Observe = Callable[[Sequence[Group]], dict[str, float]]
+"""What is measured of the groups of each training step, besides their rewards."""
+
+
 class Evaluator:
     """Measures whatever weights the pool's engines hold."""
 

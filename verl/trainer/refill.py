@@ -37,8 +37,11 @@ class Refill:
         self._sampling = sampling
         self._order = EpochOrder(tasks, seed, "refill", distinct=config.prompts_per_step)
 
-    async def complete(self, groups: list[Group], step: int) -> tuple[list[Group], dict[str, float]]:
-        """``groups`` with those of the refills after them, and the counts; ``step`` counts from 0.
+    async def complete(
+        self, groups: list[Group], step: int, price: float | None = None
+    ) -> tuple[list[Group], dict[str, float]]:
+        """``groups`` with those of the refills after them, and the counts; ``step`` counts from 0. ``price`` is where
+        that of a budget stands.
 
         A round asks for as many groups as are lacking. After the last one the step goes ahead with what there is.
         """
@@ -46,17 +49,18 @@ class Refill:
         if not config.enabled:
             return groups, {}
         found, rounds, first = list(groups), 0, len(groups)
-        useful = self._useful(found)
+        shaping = self._shaping.at(price)
+        useful = self._useful(found, shaping)
         while useful < wanted and rounds < config.max_refills:
             more = await self._play(step * config.max_refills + rounds, wanted - useful)
-            useful += self._useful(more)
+            useful += self._useful(more, shaping)
             found += more
             rounds += 1
         counts = {"refills": rounds, "refilled_groups": len(found) - first, "lacking_groups": max(0, wanted - useful)}
         return found, {name: float(count) for name, count in counts.items()}
 
-    def _useful(self, groups: Sequence[Group]) -> int:
-        return sum(informative_groups(groups, self._config.advantage, self._shaping))
+    def _useful(self, groups: Sequence[Group], shaping: Shaping) -> int:
+        return sum(informative_groups(groups, self._config.advantage, shaping))
 
     async def _play(self, place: int, count: int) -> list[Group]:
         """Round ``place`` of all rounds of the run; each has room for a whole step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verl.algorithms.advantages import differs
 from verl.algorithms.config import AdvantageConfig, TurnCreditConfig
-from verl.algorithms.control_config import OverlongConfig
+from verl.algorithms.control_config import BudgetConfig, OverlongConfig
 from verl.algorithms.penalties import overlong_penalty
 from verl.algorithms.turn_credit import turn_advantages
 from verl.errors import UserError
@@ -27,6 +27,18 @@ class Shaping:
     max_policy_tokens: int = 0
     """How many tokens an episode may generate: the limit that ``overlong`` speaks of."""
     turn_credit: TurnCreditConfig = field(default_factory=TurnCreditConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    price: float | None = None
+    """Of what the budget counts, at this step; None before the first one, which has the budget's own."""
+
+    def at(self, price: float | None) -> Shaping:
+        """The same at the price that the loop's state holds."""
+        return replace(self, price=price)
+
+    @property
+    def price_in_force(self) -> float:
+        """Reward that each one spent costs."""
+        return self.budget.price if self.price is None else self.price
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +58,17 @@ def usable_episodes(groups: Sequence[Group]) -> list[Episode]:
 
 def informative_groups(groups: Sequence[Group], config: AdvantageConfig, shaping: Shaping) -> list[bool]:
     """Whether the episodes of each group differ in something that is compared: the reward with its overlong penalty,
-    a part of it that gdpo reads, or what turns brought where that is credited. What KL takes off does not count."""
+    a part of it that gdpo reads, what they spent where that has a price, or what turns brought where that is credited.
+    What KL takes off does not count."""
     episodes = usable_episodes(groups)
     index = group_index(episodes)
     penalties = penalties_of(episodes, shaping)
     compared = list(parts_of(episodes, config).values()) or [rewards_of(episodes) + penalties]
-    found = {place for column in (*compared, penalties) for place in index[differs(column, index)].tolist()}
+    columns = (*compared, penalties, costs_of(episodes, shaping))
+    found = {place for column in columns for place in index[differs(column, index)].tolist()}
     if shaping.turn_credit.coefficient:
-        columns = turn_credit_of(episodes, shaping.turn_credit)
-        found |= {episode.group for episode, column in zip(episodes, columns, strict=True) if column.any()}
+        turns = turn_credit_of(episodes, shaping.turn_credit)
+        found |= {episode.group for episode, column in zip(episodes, turns, strict=True) if column.any()}
     return [place in found for place in range(len(groups))]
 
 
@@ -78,17 +92,23 @@ def reward_of(trajectory: Trajectory) -> float:
 def parts_of(episodes: Sequence[Episode], config: AdvantageConfig) -> dict[str, Tensor]:
     """The parts of the reward that ``config.parts`` names, each ``[s]`` float64. Raises UserError for one that is not
     among an episode's."""
+    return {name: _part(episodes, name, f"trainer.advantage.parts.{name}") for name in config.parts}
+
+
+def spent_of(episodes: Sequence[Episode], config: BudgetConfig) -> Tensor:
+    """``[s]`` float64: what each spent of what the budget counts. Raises UserError if that is no part of its reward."""
+    return _part(episodes, config.part, f"trainer.budget.part={config.part}")
+
+
+def _part(episodes: Sequence[Episode], name: str, key: str) -> Tensor:
     for episode in episodes:
         parts = episode.trajectory.reward_parts
-        if lacking := [name for name in config.parts if name not in parts]:
+        if name not in parts:
             raise UserError(
-                f"trainer.advantage.parts.{lacking[0]}: task {episode.trajectory.task_id} was given no such part; its "
-                f"reward has {', '.join(parts) or 'none'}"
+                f"{key}: task {episode.trajectory.task_id} was given no such part; its reward has "
+                f"{', '.join(parts) or 'none'}"
             )
-    return {
-        name: torch.tensor([episode.trajectory.reward_parts[name] for episode in episodes], dtype=torch.float64)
-        for name in config.parts
-    }
+    return torch.tensor([episode.trajectory.reward_parts[name] for episode in episodes], dtype=torch.float64)
 
 
 def lengths_of(episodes: Sequence[Episode]) -> Tensor:
@@ -99,6 +119,13 @@ def lengths_of(episodes: Sequence[Episode]) -> Tensor:
 def penalties_of(episodes: Sequence[Episode], shaping: Shaping) -> Tensor:
     """``[s]`` float64, 0 or less: what coming near the limit of tokens costs."""
     return overlong_penalty(lengths_of(episodes), shaping.max_policy_tokens, shaping.overlong).double()
+
+
+def costs_of(episodes: Sequence[Episode], shaping: Shaping) -> Tensor:
+    """``[s]`` float64: what spending more than the budget's limit costs each, and what spending less earns."""
+    if not shaping.price_in_force:
+        return torch.zeros(len(episodes), dtype=torch.float64)
+    return -shaping.price_in_force * (spent_of(episodes, shaping.budget) - shaping.budget.limit)
 
 
 def turn_credit_of(episodes: Sequence[Episode], config: TurnCreditConfig) -> list[FloatArray]:

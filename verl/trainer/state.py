@@ -35,6 +35,8 @@ class LoopState:
     """Wall time by stage over all starts of the run."""
     kl_coefficient: float | None = None
     """Where the adaptive coefficient of the KL in the reward stands; None before the first step."""
+    budget_price: float | None = None
+    """Where the price of ``trainer.budget`` stands; None before the first step."""
     alarms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The collapse alarms' signals, by metric."""
     aborted: int = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from search_agent.evaluation.describe import describe
+from search_agent.evaluation.describe import describe, evidence
+from search_agent.protocols import autorefine
+from tests.search_agent.viewer.support import ASHBY, search_episode
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trajectory import ToolCall, ToolResult, Trajectory
@@ -40,7 +42,7 @@ def test_episodes_that_infrastructure_ended_score_nothing() -> None:
 @pytest.mark.parametrize("source", [None, "nq"])
 def test_one_data_set_is_not_told_apart(source: str | None) -> None:
     found = describe([group(0, source, 1), group(1, source, 0)])
-    assert not [key for key in found if "/" in key]
+    assert not [key for key in found if "/" in key and not key.startswith("evidence/")]
     assert found["em_one_hop"] == 0.5
 
 
@@ -60,4 +62,28 @@ def test_what_searches_brought_is_said_over_all_episodes() -> None:
         "evidence/answered_without": 0.0,
         "evidence/wrong_with": 0.5,
         "evidence/duplicate_queries": 0.5,
+        "evidence/empty_searches": 0.0,
+        "evidence/refused_searches": 0.0,
+        "evidence/hit_at_1": 0.5,
+        "evidence/hit_at_2": 0.5,
+        "evidence/found_at_1": 0.5,
+        "evidence/found_at_2": 0.5,
+        "evidence/new_at_1": 1.0,
+        "evidence/new_at_2": 0.0,
+        "evidence/latency_median_s": 0.0,
+        "evidence/latency_p95_s": 0.0,
+        "evidence/failed": 0.5,
     }
+
+
+def test_a_training_step_has_the_same_numbers_of_the_same_episodes_as_an_evaluation() -> None:
+    groups = [group(0, "nq", 1), group(1, "nq", 0, outcome="aborted")]
+    said = describe(groups)
+    assert evidence(groups) == {key: value for key, value in said.items() if key.startswith("evidence/")} != {}
+
+
+def test_what_refinements_keep_is_read_by_the_protocol() -> None:
+    protocol = autorefine.build(autorefine.Config())
+    groups = [Group(0, ASHBY, [search_episode(ASHBY, 0, answer="Ashby")])]
+    assert "evidence/refinement_keeps_answer" not in evidence(groups)
+    assert evidence(groups, protocol.read)["evidence/refinement_keeps_answer"] == 1.0

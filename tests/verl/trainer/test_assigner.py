@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from verl.algorithms.config import AdvantageConfig
-from verl.algorithms.control_config import AlarmConfig, KlRewardConfig
+from verl.algorithms.config import AdvantageConfig, AdvantageName
+from verl.algorithms.control_config import AlarmConfig, BudgetConfig, KlRewardConfig
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
+from verl.errors import UserError
 from verl.rollout.groups import Group
 from verl.trainer.alarms import watch
 from verl.trainer.assign import Assigner
@@ -94,3 +96,51 @@ async def test_softmax_trains_on_what_the_accepted_answers_weigh_and_on_no_rewar
     learners, gold = FakeLearners(), Gold()
     found = await Assigner(learners, config, Shaping(), 1.0, gold).samples(GROUPS, LoopState())  # type: ignore[arg-type]
     assert found == (["sample"], {"gold_logprob": -1.0, "trained_episodes": 1.0})
+
+
+BUDGET = BudgetConfig(part="searches", price=0.1, rate=0.5, limit=2.0)
+
+
+def searching(*counts: int, rewards: Sequence[float] = (1.0, 1.0)) -> list[Group]:
+    episodes = [episode(reward, sample) for sample, reward in enumerate(rewards)]
+    for one, count in zip(episodes, counts, strict=True):
+        one.reward_parts = {"searches": float(count)}
+    return [Group(0, Task("task", "q", ("a",)), episodes)]
+
+
+def with_budget(name: AdvantageName, *, drops: bool = False) -> Assigner:
+    config = TrainerConfig(advantage=AdvantageConfig(name=name), budget=BUDGET, drop_uniform_groups=drops)
+    return Assigner(None, config, Shaping(budget=BUDGET), 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo"])
+async def test_what_a_search_costs_is_the_price_whatever_the_deviation(name: AdvantageName) -> None:
+    samples, metrics = await with_budget(name, drops=True).samples(searching(2, 4), LoopState())
+    assert [sample.advantages[-1] for sample in samples] == pytest.approx([0.1, -0.1])
+    assert (metrics["budget/spent"], metrics["budget/price"], metrics["uniform_groups"]) == (3.0, 0.1, 0.0)
+
+
+async def test_with_a_critic_the_cost_comes_off_the_last_token() -> None:
+    samples, _ = await with_budget("gae").samples(searching(2, 4), LoopState())
+    assert [sample.advantages.tolist() for sample in samples] == [
+        pytest.approx([0, 0, 1.0]),
+        pytest.approx([0, 0, 0.8]),
+    ]
+
+
+async def test_the_price_goes_on_from_the_loops_state() -> None:
+    state = LoopState()
+    await with_budget("grpo").samples(searching(2, 4), state)
+    assert state.budget_price == pytest.approx(0.1 + 0.5 * (3 - 2))
+    resumed = LoopState.from_json(json.loads(json.dumps(state.to_json())))
+    assert resumed.budget_price == state.budget_price, "to the last bit"
+    _, metrics = await with_budget("grpo").samples(searching(0, 0), resumed)
+    assert metrics["budget/price"] == state.budget_price
+    assert resumed.budget_price == 0.0, "never below 0"
+
+
+async def test_a_budget_of_what_the_reward_does_not_measure_is_told() -> None:
+    groups = searching(1, 1)
+    groups[0].trajectories[1].reward_parts = {"em": 1.0}
+    with pytest.raises(UserError, match=r"trainer\.budget\.part=searches: task task was given no such part; .* em"):
+        await with_budget("grpo").samples(groups, LoopState())

@@ -89,7 +89,11 @@ class Sync:
 
 
 class Tracker:
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **metrics})
 
 
 def describe(groups: Sequence[Group]) -> dict[str, Any]:
@@ -97,7 +101,13 @@ def describe(groups: Sequence[Group]) -> dict[str, Any]:
     return {"n": len(groups), **parts}
 
 
-async def play(path: Path, metric: str, steps: int = 3) -> tuple[dict[str, Any], Learner]:
+def observe(groups: Sequence[Group]) -> dict[str, float]:
+    return {"evidence/found": float(len(groups))}
+
+
+async def play(
+    path: Path, metric: str, steps: int = 3, tracker: Tracker | None = None
+) -> tuple[dict[str, Any], Learner]:
     pool, learner = Pool(), Learner()
     settings = Settings(
         seed=0,
@@ -111,7 +121,7 @@ async def play(path: Path, metric: str, steps: int = 3) -> tuple[dict[str, Any],
         max_policy_tokens=8,
     )
     folder = RunFolder.open(path, f"trainer:\n  steps: {steps}\n", fresh=False)
-    parts: list[Any] = [learner, pool, Sync(pool), Tracker(), describe]
+    parts: list[Any] = [learner, pool, Sync(pool), tracker or Tracker(), describe, None, observe]
     controller = Controller(settings, RunData(TASKS, TASKS, TASKS, []), folder, *parts)
     return await controller.run(), learner
 
@@ -140,3 +150,10 @@ async def test_a_finished_run_whose_steps_grow_goes_on_from_its_last_checkpoint(
     assert (summary["steps"], learner.loaded) == (5, ("step_000002", 5))
     lines = (tmp_path / "run" / "trained.jsonl").read_text().splitlines()
     assert len(lines) == 5, "each step once"
+
+
+async def test_what_is_observed_of_a_steps_groups_is_among_its_metrics(tmp_path: Path) -> None:
+    tracker = Tracker()
+    await play(tmp_path / "run", "em", tracker=tracker)
+    rows = [row for row in tracker.rows if "reward" in row]
+    assert [(row["step"], row["evidence/found"]) for row in rows] == [(1, 2.0), (2, 2.0), (3, 2.0)]
