@@ -100,6 +100,12 @@ class RunConfig:
                 f"rollout.engine.max_context_tokens is {context}, above learner.max_tokens_per_microbatch x "
                 f"learner.sequence_ranks ({room}): an episode may not fit a micro-batch; raise one of the latter"
             )
+        heads = self.learner.head_dtype, self.rollout.engine.head_dtype
+        if len(set(heads)) > 1:
+            raise UserError(
+                f"learner.head_dtype={heads[0]} and rollout.engine.head_dtype={heads[1]}: the two sides would round "
+                "differently; write the same in both"
+            )
         if self.deterministic and self.trainer.max_staleness:
             raise UserError(
                 f"deterministic=true needs trainer.max_staleness=0, not {self.trainer.max_staleness}: "

@@ -36,6 +36,8 @@ def head(on_card: bool) -> Iterator[Figure]:
     for mib in CHUNKS_MIB if on_card else CHUNKS_MIB[:2]:
         seconds, gib = _timed(partial(_chunked, mib, *inputs), device)
         yield from _row(f"head, chunks of {mib:,} MiB", seconds, gib)
+    rounded = partial(_chunked, CHUNKS_MIB[1], *inputs, full=False)
+    yield from _row(f"head, chunks of {CHUNKS_MIB[1]} MiB, logits rounded first", *_timed(rounded, device))
     yield from _row("head, full float32 logits", *_timed(partial(_full, *inputs), device))
 
 
@@ -80,8 +82,8 @@ def _sizes(on_card: bool) -> tuple[torch.device, tuple[int, int, int]]:
     return torch.device("cpu"), (64, 32, 500)
 
 
-def _chunked(mib: int, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> None:
-    chosen, _ = policy_logprobs(hidden[mask], weight, targets[mask], max_logits_mib=mib)
+def _chunked(mib: int, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, *, full: bool = True) -> None:
+    chosen, _ = policy_logprobs(hidden[mask], weight, targets[mask], max_logits_mib=mib, full=full)
     (-chosen.mean()).backward()
 
 

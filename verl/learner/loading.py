@@ -53,7 +53,7 @@ def load_policy(model_path: Path, config: LearnerConfig, layout: Layout) -> Poli
     lora = config.lora
     if lora is not None:
         add_adapter(lm, lora)
-    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout), Pictures.of(model_path))
+    model = _policy_model(lm, model_path, config, layout)
     _shard(model, config, layout)
 
     def new_weight(name: str, shape: torch.Size) -> Tensor | None:
@@ -69,11 +69,17 @@ def load_reference(model_path: Path, config: LearnerConfig, layout: Layout) -> P
     It is scored with once a batch: where anything is offloaded, it lies in host memory.
     """
     lm = _empty_lm(_read_config(model_path), config, config.compute_dtype)
-    model = PolicyModel(lm, config.max_logits_mib, _split(lm, layout), Pictures.of(model_path))
+    model = _policy_model(lm, model_path, config, layout)
     _shard(model, replace(config, offload="none" if config.offload == "none" else "all"), layout)
     model.requires_grad_(False)
     _read_weights(model, model_path, lambda name, shape: None)
     return model
+
+
+def _policy_model(lm: PreTrainedModel, model_path: Path, config: LearnerConfig, layout: Layout) -> PolicyModel:
+    full = config.head_dtype == "float32" or (config.head_dtype == "auto" and layout.device.type == "cuda")
+    pictures = Pictures.of(model_path)
+    return PolicyModel(lm, config.max_logits_mib, _split(lm, layout), pictures, full_head=full)
 
 
 def load_value_model(model_path: Path, config: LearnerConfig, layout: Layout) -> ValueModel:

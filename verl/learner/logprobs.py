@@ -27,24 +27,29 @@ def policy_logprobs(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
     max_logits_mib: int = 256,
+    full: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of ``targets [n]`` and entropy (nats) under softmax(hidden @ weight.T / temperature).
 
     ``hidden [n, width]`` are the states that predict the targets, ``weight [vocabulary, width]`` is the LM head; both
     results are ``[n]``, float32 (float64 for float64 input). The log-prob is differentiable in ``hidden`` and
-    ``weight``; the entropy where ``entropy_gradient`` asks for it.
+    ``weight``; the entropy where ``entropy_gradient`` asks for it. ``full``: logits of half precision are written as
+    they are summed, in float32, and not rounded first.
     """
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    # Logits of half precision exist a second time, in full: that copy counts too.
+    # Logits of half precision, or their gradient, exist a second time: that copy counts too.
     row_bytes = weight.shape[0] * (exact.itemsize + (hidden.element_size() if hidden.dtype != exact else 0))
     chunk = max(1, max_logits_mib * _MIB // row_bytes)
-    logprobs, entropy = _ChunkedHead.apply(hidden, weight, targets, temperature, chunk, entropy_gradient)
+    logprobs, entropy = _ChunkedHead.apply(hidden, weight, targets, temperature, chunk, entropy_gradient, full)
     return logprobs, entropy
 
 
-def top_logprobs(hidden: Tensor, weight: Tensor, top: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def top_logprobs(
+    hidden: Tensor, weight: Tensor, top: int, *, temperature: float = 1.0, full: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-probs and ids of the ``top`` likeliest tokens, each ``[n, top]``, likeliest first; for a few positions."""
-    values, ids = torch.log_softmax(_scaled_logits(hidden, weight, temperature), dim=-1).topk(top, dim=-1)
+    logits = _scaled_logits(hidden, _head(weight, full), temperature, full)
+    values, ids = torch.log_softmax(logits, dim=-1).topk(top, dim=-1)
     return values, ids
 
 
@@ -53,19 +58,27 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int, with_entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        with_entropy: bool,
+        full: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=exact, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         kept: Tensor | None = None
+        head = _head(weight, full)
         for part in _parts(len(targets), chunk):
-            z = _scaled_logits(hidden[part], weight, temperature)
+            z = _scaled_logits(hidden[part], head, temperature, full)
             _softmax_in_place(z, targets[part], logprobs[part], entropy[part])
             kept = z if len(z) == len(targets) else None
             del z  # the next chunk must not stand beside this one
         ctx.save_for_backward(hidden, weight, targets, entropy)
-        ctx.temperature, ctx.chunk, ctx.kept = temperature, chunk, kept
+        ctx.temperature, ctx.chunk, ctx.kept, ctx.full = temperature, chunk, kept, full
         ctx.set_materialize_grads(False)
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
@@ -73,9 +86,7 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, entropy = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)
         # Over several chunks the sum is kept in full: in half precision each addition would round it. A frozen head
@@ -84,10 +95,12 @@ class _ChunkedHead(torch.autograd.Function):
         exact = weight.dtype if whole else entropy.dtype
         grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
+        head: Tensor | None = None
         for part in _parts(len(targets), ctx.chunk):
             p, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass makes it again
             if p is None:
-                p = _scaled_logits(hidden[part], weight, ctx.temperature)
+                head = _head(weight, ctx.full) if head is None else head
+                p = _scaled_logits(hidden[part], head, ctx.temperature, ctx.full)
                 _softmax_in_place(p, targets[part])
             entropy_slope = None if grad_entropy is None else grad_entropy[part]
             _logits_grad_in_place(p, targets[part], grad_logprobs[part], entropy[part], entropy_slope)
@@ -98,7 +111,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_weight = share if whole else grad_weight.add_(share)
                 del share
             del p, logits_grad
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), *[None] * 5
 
 
 def _softmax_in_place(
@@ -110,10 +123,11 @@ def _softmax_in_place(
         p = torch.softmax(block, dim=-1)
         if logprobs is not None and entropy is not None:
             # p of the largest logit is at least 1 / vocabulary: its logarithm is safe where that of a target is not.
+            # It is added last: the sum of a large logit and a small logarithm would round the latter away.
             largest, where = block.max(dim=-1, keepdim=True)
-            log_z = (largest - p.gather(1, where).log()).squeeze(1)
-            logprobs[part] = block.gather(1, targets[part, None]).squeeze(1) - log_z
-            entropy[part] = log_z - torch.linalg.vecdot(p, block)
+            log_p = p.gather(1, where).log().squeeze(1)
+            logprobs[part] = (block.gather(1, targets[part, None]) - largest).squeeze(1) + log_p
+            entropy[part] = largest.squeeze(1) - torch.linalg.vecdot(p, block) - log_p
         block.copy_(p)
 
 
@@ -141,7 +155,15 @@ def _blocks(z: Tensor) -> list[slice]:
     return _parts(len(z), max(1, _BLOCK_MIB.get(z.device.type, 64) * _MIB // row_bytes))
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = hidden @ weight.t()
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return exact if temperature == 1.0 else exact.div_(temperature)
+def _head(weight: Tensor, full: bool) -> Tensor:
+    """What hidden states are multiplied by: on a GPU one operator takes half precision and gives float32."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) if full and not weight.is_cuda else weight
+
+
+def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float, full: bool) -> Tensor:
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    if full and hidden.is_cuda and hidden.dtype != exact:
+        logits = torch.mm(hidden, head.t(), out_dtype=exact)
+    else:
+        logits = (hidden.to(head.dtype) @ head.t()).to(exact)
+    return logits if temperature == 1.0 else logits.div_(temperature)

@@ -91,9 +91,12 @@ class PolicyModel(PackedModel):
         max_logits_mib: int,
         split: SequenceSplit | None = None,
         pictures: Pictures | None = None,
+        *,
+        full_head: bool = True,
     ) -> None:
         super().__init__(lm, split, pictures)
         self.max_logits_mib = max_logits_mib
+        self.full_head = full_head
 
     def forward(
         self, batch: PackedBatch, temperature: float, entropy_gradient: bool, top: int = 0
@@ -105,7 +108,7 @@ class PolicyModel(PackedModel):
         states, own = self.predicting_states(batch)
         head = self.lm.get_output_embeddings().weight
         if top:
-            values, ids = top_logprobs(states, head, top, temperature=temperature)
+            values, ids = top_logprobs(states, head, top, temperature=temperature, full=self.full_head)
             columns = [[self.whole(x[:, i], own, batch) for i in range(top)] for x in (values, ids)]
             return torch.stack(columns[0], dim=1), torch.stack(columns[1], dim=1)
         logprobs, entropy = policy_logprobs(
@@ -115,6 +118,7 @@ class PolicyModel(PackedModel):
             temperature=temperature,
             entropy_gradient=entropy_gradient,
             max_logits_mib=self.max_logits_mib,
+            full=self.full_head,
         )
         return self.whole(logprobs, own, batch), self.whole(entropy, own, batch)
 

@@ -18,6 +18,9 @@ class EngineConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of weights, activations and KV cache. float32 on CPU, where log-probs then equal the trainer's to 1e-5;
     bfloat16 on GPUs."""
+    head_dtype: Literal["auto", "float32", "model"] = "auto"
+    """Precision of the LM head's results where ``dtype`` is less: see ``learner.head_dtype``, which has to be the same,
+    or log-probs of rollout and learner lie further apart."""
     max_context_tokens: int = 1024
     """Longest prompt plus generation of a request, in tokens; at most what the model's positions allow."""
     max_concurrent_requests: int = 256

@@ -48,16 +48,19 @@ def engine_arguments(
     ``sleeps`` says that a GPU's memory has to be given back while the engine sleeps; ``pictures`` that the model reads
     them, by the bounds that the learner keeps.
     """
-    memory: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "gpu_memory_utilization": config.gpu_memory_share,
         "enable_sleep_mode": sleeps,
     }
     if on_cpu:
         # An explicit size also skips vLLM's memory-profiling run.
-        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * _GIB)}
+        chosen = {"kv_cache_memory_bytes": int(config.kv_cache_gib * _GIB)}
     if pictures:
-        memory |= {"limit_mm_per_prompt": {"image": MOST, "video": 0}, "mm_processor_kwargs": {"size": PIXELS}}
-    return memory | {
+        chosen |= {"limit_mm_per_prompt": {"image": MOST, "video": 0}, "mm_processor_kwargs": {"size": PIXELS}}
+    if config.dtype != "float32" and config.head_dtype != "model" and (config.head_dtype != "auto" or not on_cpu):
+        # The head's weight stays as it is: a GPU has a product of half precision with results in float32.
+        chosen["hf_overrides"] = {"head_dtype": "float32"}
+    return chosen | {
         "model": model_path,
         "seed": seed,
         "dtype": config.dtype,

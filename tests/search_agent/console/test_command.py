@@ -175,3 +175,11 @@ def test_a_dry_run_refuses_what_a_run_would_and_tells_what_only_this_machine_lac
     capsys.readouterr()
     assert run_command(train.main, [*words, "recipe=search_r1_qwen2.5_32b_grpo", "cluster.address=local"]) == 0
     assert "this machine: the run takes 32 GPUs and this machine has" in capsys.readouterr().out
+
+
+def test_the_two_sides_round_their_logits_alike() -> None:
+    both = ["learner.head_dtype=float32", "rollout.engine.head_dtype=float32"]
+    assert load_config(both).rollout.engine.head_dtype == "float32"
+    for word in both:
+        with pytest.raises(UserError, match="write the same in both"):
+            load_config([word])

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl.learner import logprobs
 from verl.learner.logprobs import policy_logprobs, top_logprobs
@@ -92,3 +94,66 @@ def test_the_heads_gradient_is_summed_in_full_over_chunks() -> None:
     exact = gradient(hidden.double(), weight.double(), 1000)
     errors = [float((gradient(hidden, weight, mib) - exact).norm() / exact.norm()) for mib in (1000, 1)]
     assert errors[1] < 1.6 * errors[0]  # 49 chunks
+
+
+@pytest.mark.parametrize("mib", [1000, 1])
+def test_logits_of_half_precision_are_rounded_only_where_asked_for(mib: int) -> None:
+    """Against float64 on the same bfloat16 numbers; the gradient is as good as with rounded logits, or better."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(512, 64, generator=generator).bfloat16()
+    weight = torch.randn(4096, 64, generator=generator).bfloat16()
+    targets = torch.randint(0, 4096, (512,), generator=generator)
+
+    def values(hidden: Tensor, weight: Tensor, full: bool) -> tuple[Tensor, ...]:
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logp, entropy = policy_logprobs(h, w, targets, max_logits_mib=mib, temperature=0.7, full=full)
+        logp.sum().backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        return logp.detach().double(), entropy.double(), h.grad.double(), w.grad.double()
+
+    def errors(found: tuple[Tensor, ...]) -> list[float]:
+        return [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+
+    exact = values(hidden.double(), weight.double(), True)
+    full, rounded = (errors(values(hidden, weight, full)) for full in (True, False))
+    assert full[0] < 1e-6 < 1e-4 < rounded[0]
+    assert full[1] < rounded[1] / 10
+    assert full[2] < rounded[2]
+    assert full[3] < rounded[3]
+
+
+def test_a_gpu_is_given_half_precision_and_writes_float32() -> None:
+    """No card is needed to see which operator is called: these tensors have a device and no memory."""
+    with FakeTensorMode(), torch.no_grad():
+        hidden, weight = (torch.empty(rows, 16, device="cuda", dtype=torch.bfloat16) for rows in (8, 50))
+        with _Calls() as calls:
+            values, ids = top_logprobs(hidden, weight, 3)
+        assert values.dtype == torch.float32
+        assert values.shape == ids.shape == (8, 3)
+    assert [name for name in calls.names if "mm" in name] == ["aten.mm.dtype"]
+    assert not any("copy" in name for name in calls.names)
+
+
+class _Calls(TorchDispatchMode):
+    """The operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_log_probs_of_large_logits_lose_no_more_than_the_logits_did() -> None:
+    """One-hot states make the logits exact: what is off float64 is the log-softmax alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2000, 32, generator=generator) * 3 + 500).t().contiguous()
+    targets = logits.argsort(1, descending=True)[:, :8]
+    for column in targets.t():
+        logp, entropy = policy_logprobs(torch.eye(32), logits.t(), column)
+        exact = torch.log_softmax(logits.double(), dim=-1)
+        assert (logp - exact.gather(1, column[:, None]).squeeze(1)).abs().max() < 2e-6
+        assert (entropy + (exact.exp() * exact).sum(1)).abs().max() < 2e-4

@@ -123,6 +123,15 @@ def test_float32_is_exact_on_gpus_too() -> None:
     assert "TRITON_F32_DEFAULT" not in environment(EngineConfig(dtype="bfloat16"), on_cpu=False)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("head", ["auto", "float32", "model"])
+def test_the_head_gives_float32_where_asked_for_and_by_default_on_gpus(head: Any, dtype: Any, on_cpu: bool) -> None:
+    arguments = engine_arguments("m", EngineConfig(dtype=dtype, head_dtype=head), seed=0, on_cpu=on_cpu)
+    asked = dtype == "bfloat16" and (head == "float32" or (head == "auto" and not on_cpu))
+    assert arguments.get("hf_overrides") == ({"head_dtype": "float32"} if asked else None)
+
+
 def test_the_environment_of_a_gpu_is_left_to_its_driver() -> None:
     assert environment(EngineConfig(threads=2), on_cpu=True)["OMP_NUM_THREADS"] == "2"
     assert environment(EngineConfig(dtype="bfloat16"), on_cpu=False).keys() == {
