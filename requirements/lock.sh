@@ -18,5 +18,5 @@ lock() {
         --output-file "requirements/$kind.lock"
 }
 
-lock cpu --find-links "$PIP_FIND_LINKS"
+lock cpu --override requirements/overrides_cpu.txt --find-links "$PIP_FIND_LINKS"
 lock gpu

@@ -2,9 +2,9 @@
 
     python -m bench.gpu.bundle OUT [--python 3.12] [--card 90]
 
-On a machine with a registry (through pip as it is set up) and no card. The card's Python has torch, transformers and
-what comes with them (numpy, pandas, pyarrow, peft, aiohttp, numba, triton); vLLM, Ray, Hydra and the rest come along,
-without what ``engine`` and ``loop`` never import and without device code of other cards. There:
+On a machine with a registry (through pip as it is set up) and no card. The card's Python has torch, torchvision,
+transformers and what comes with them (numpy, pandas, pyarrow, peft, aiohttp, numba, triton); vLLM, Ray, Hydra and the
+rest come along, without what ``engine`` and ``loop`` never import and without device code of other cards. There:
 
     mkdir sleuth && for a in sleuth-*.tar.xz; do tar -xJf $a -C sleuth; done
     cd sleuth/project && export PYTHONPATH=$PWD:$PWD/../packages HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0

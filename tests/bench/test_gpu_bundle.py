@@ -142,3 +142,9 @@ def test_every_package_that_goes_along_is_pinned_by_the_lock_file() -> None:
     assert len(found) == len(NEEDED.split()) + len(SOURCES)
     with pytest.raises(KeyError):
         pins(lock, ["no-such-package"])
+
+
+def test_a_gpu_install_has_what_vllm_imports_whenever_an_engine_starts_on_a_card() -> None:
+    """``vllm.model_executor.warmup`` imports a module that needs torchvision; the CPU build of vLLM never does."""
+    lock = (ROOT / "requirements" / "gpu.lock").read_text().splitlines()
+    assert any(line.startswith("torchvision==") for line in lock)

@@ -73,8 +73,8 @@ def engine_arguments(
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": config.executor,
-        # A step's tokens are labelled with the weights that made them only if no step is in flight during an update.
-        "async_scheduling": False,
+        # On GPUs the next step is prepared while one runs; on CPU vLLM has none of it.
+        "async_scheduling": not on_cpu,
         # After temperature and truncation: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
@@ -84,19 +84,13 @@ def engine_arguments(
 
 
 def sampling_arguments(turn: Turn, sampling: Sampling, seed: int) -> dict[str, Any]:
-    """Keyword arguments of ``vllm.SamplingParams``, except ``output_kind`` (an enum of vLLM's)."""
+    """Keyword arguments of ``vllm.SamplingParams``; stop strings are looked for here (``stop_strings``)."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "max_tokens": turn.max_tokens,
-        "stop": list(turn.stop),
-        # The token that completes a stop string is part of what was sampled.
-        "include_stop_str_in_output": True,
-        # Stop strings are looked for in the text that the environment will read, special tokens included.
-        "skip_special_tokens": False,
-        # Detokenising is Python work per token; only stop strings need it.
-        "detokenize": bool(turn.stop),
+        "detokenize": False,
         # 0 alternatives: the sampled token's log-prob alone.
         "logprobs": 0,
         # A greedy request draws nothing; without a seed vLLM takes its faster common path.

@@ -21,9 +21,9 @@ from verl.rollout.engine_checks import check_architecture
 from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_settings import engine_arguments, environment, sampling_arguments
 from verl.rollout.interfaces import Generation, Sampling, Turn, refuse_images
+from verl.rollout.open_requests import OpenRequests, TokenCounts
 from verl.sync import Sent, Sums, WeightUpdate
 from verl.sync.canary import ENDS, check_loaded
-from verl.trajectory import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,48 +36,32 @@ class GenerateRequest:
     seed: int
 
 
-@dataclass(slots=True)
-class TokenCounts:
-    """What finished requests amounted to."""
-
-    generated: int = 0
-    prompt: int = 0
-    cached_prompt: int = 0
-    """Prompt tokens whose keys and values were found in the prefix cache."""
-
-
 class VllmSteppable:
     """An ``engine_thread.Steppable``: vLLM's scheduler in this process, its model here or in workers."""
 
     def __init__(self, model_path: str, config: EngineConfig, seed: int, *, sleeps: bool = False) -> None:
         with _without_collector(), _without_llvmlite():
             self._engine = _build(model_path, config, seed, sleeps)
-        self._engine.set_weight_version("0")
-        self._tokenizer = self._engine.get_tokenizer()
+        self._client = self._engine.engine_core
+        self._open = OpenRequests(self._engine.get_tokenizer())
+        self._ended: list[tuple[str, Generation]] = []
         self._pictures = Pictures.of(model_path)
         self._shared_memory: str = self._engine.collective_rpc("shared_memory_name")[0]
-        self._requests: set[str] = set()
         self._keeps = config.after_push == "keep"
-        self._version = 0
         self._holds_base = False
-        self.tokens = TokenCounts()
 
     # -- Steppable --
 
     def add(self, key: str, request: GenerateRequest) -> None:
         """Queue a request; vLLM raises ValueError on one it cannot serve."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
-        arguments = sampling_arguments(request.turn, request.sampling, request.seed)
-        params = SamplingParams(**arguments, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
+        params = SamplingParams(**sampling_arguments(request.turn, request.sampling, request.seed))
         # Where older keys and values stay, a request finds none but those of its own weights.
-        salt = str(self._version) if self._keeps else None
-        inner_key = self._engine.add_request(key, self._prompt(request, salt), params)
-        # Stop strings need text; the text of each log-prob would cost a decoding a token, a quarter of a small model's
-        # step, and nobody reads it.
-        self._engine.output_processor.request_states[inner_key].logprobs_processor.tokenizer = None
-        self._requests.add(key)
+        salt = str(self._open.version) if self._keeps else None
+        prompt, tasks = self._prompt(request, salt), self._engine.get_supported_tasks()
+        self._client.add_request(self._engine.input_processor.process_inputs(key, prompt, params, tasks))
+        self._open.add(key, len(request.token_ids), request.turn.stop)
 
     def _prompt(self, request: GenerateRequest, salt: str | None) -> Any:
         """What vLLM is given. Raises UserError on pictures that cannot be read, or that the ids do not tell of."""
@@ -100,27 +84,42 @@ class VllmSteppable:
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these requests."""
-        known = self._requests.intersection(keys)
-        self._requests -= known
-        self._engine.abort_request(sorted(known))
+        self._client.abort_requests(self._open.forget(sorted(keys)))
 
     def has_work(self) -> bool:
-        """Whether a request is unfinished."""
-        return self._engine.has_unfinished_requests()
+        """Whether a request is unfinished, or one that ended has not been told."""
+        return bool(self._open or self._ended)
 
     def step(self) -> list[tuple[str, Generation]]:
         """One engine step. Raises InfrastructureError if a worker process is gone, and whatever else vLLM raises."""
+        if self._open:
+            self._advance()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _advance(self) -> None:
         try:
-            outputs = self._engine.step()
+            outputs = self._client.get_output().outputs
         except Exception as error:
             if getattr(self._engine.model_executor, "is_failed", False):
                 raise InfrastructureError("a tensor-parallel worker process of the engine died") from error
             raise
-        return [(output.request_id, self._result(output)) for output in outputs if output.finished]
+        ended, untold = self._open.take(outputs)
+        self._client.abort_requests(untold)
+        self._ended += ended
+
+    def _settle(self) -> None:
+        """With asynchronous scheduling a step may be in flight: take its tokens, which the weights so far made."""
+        core = self._client.engine_core
+        if core.batch_queue:
+            core.pause_scheduler(mode="keep", clear_cache=False)
+            while core.batch_queue:
+                self._advance()
+            core.resume_scheduler()
 
     def close(self) -> None:
         """Stop workers and free memory."""
-        self._engine.engine_core.shutdown()
+        self._client.shutdown()
         # vLLM's tensor-parallel ranks on CPU leave their segments behind.
         if self._shared_memory:
             for segment in Path("/dev/shm").glob(f"{self._shared_memory}-*"):
@@ -130,15 +129,22 @@ class VllmSteppable:
 
     def queue_lengths(self) -> tuple[int, int]:
         """Requests ``(running, waiting)``."""
-        running, waiting = self._engine.engine_core.engine_core.scheduler.get_request_counts()
+        running, waiting = self._client.engine_core.scheduler.get_request_counts()
         return running, waiting
+
+    @property
+    def tokens(self) -> TokenCounts:
+        """Of the requests that ended."""
+        return self._open.tokens
 
     def transfer(self, method: str, **arguments: Any) -> None:
         """Call one method of vLLM's weight-transfer API on every rank."""
+        self._settle()
         self._engine.collective_rpc(method, kwargs=arguments)
 
     def load_update(self, update: WeightUpdate, version: int) -> None:
         """Load new weights in place on every rank; what is sampled from now on carries ``version``."""
+        self._settle()
         self._engine.collective_rpc("load_file", kwargs={"update": update, "version": version})
         if update.base is None:  # with adapters the sum is made here
             self._check_loaded(update.sums, version, list(ENDS))
@@ -164,8 +170,7 @@ class VllmSteppable:
         To ``refresh``, requests in flight are put back and read again whole, prompt and generated tokens, with the new
         weights: their next tokens are then exactly the new policy's, given the tokens so far.
         """
-        self._engine.set_weight_version(str(version))
-        self._version = version
+        self._open.begin_version(version)
         if not self._keeps:
             self._engine.reset_prefix_cache(reset_running_requests=True)
 
@@ -174,38 +179,13 @@ class VllmSteppable:
 
         Where adapters travel alone, what they are added to stays, in host memory.
         """
+        self._settle()
         self._engine.reset_prefix_cache(reset_running_requests=True)
         self._engine.sleep(level=1 if self._holds_base else 2, mode="keep")
 
     def wake(self) -> None:
         """Take the memory again; it holds no weights until the next version is loaded."""
         self._engine.wake_up()
-
-    # -- vLLM's outputs --
-
-    def _result(self, output: Any) -> Generation:
-        self._requests.discard(output.request_id)
-        self.tokens.generated += len(output.outputs[0].token_ids)
-        self.tokens.prompt += len(output.prompt_token_ids)
-        self.tokens.cached_prompt += output.num_cached_tokens or 0
-        return self._generation(output.outputs[0])
-
-    def _generation(self, completion: Any) -> Generation:
-        # vLLM's own text ends with the stop string, in the middle of the last token perhaps; the ids are kept whole.
-        token_ids = list(completion.token_ids)
-        stop = completion.stop_reason if isinstance(completion.stop_reason, str) else None
-        reason: FinishReason = "length"
-        if completion.finish_reason == "stop":
-            reason = "end_of_turn" if stop is None else "stop"
-        versions = [int(span.version) for span in completion.weight_versions for _ in range(span.start, span.end)]
-        return Generation(
-            token_ids=token_ids,
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=False),
-            logprobs=list(completion.logprobs.logprobs),
-            versions=versions,
-            finish_reason=reason,
-            stop=stop,
-        )
 
 
 def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -315,6 +316,32 @@ async def test_adapters_added_to_a_base_are_the_merged_weights(
                     weight.add_(4.0 * (adapters[name + UP] @ adapters[name + DOWN]))
     assert levels == [2, 1]  # the base is not sent again
     await engine.update_weights(updates(0, 9), 9)
+
+
+async def test_a_step_in_flight_when_weights_change_keeps_the_version_that_sampled_it(
+    tiny_model: Path, models: list[Any], updates: Callable[[int, int], WeightUpdate]
+) -> None:
+    engine = VllmEngine(tiny_model, CONFIG, seed=0)
+    core = engine._vllm._client.engine_core
+    # As with asynchronous scheduling, which vLLM has on GPUs alone: a step is begun before the last one is looked at.
+    core.batch_queue, core.batch_queue_size, core.step_fn = deque(maxlen=2), 2, core.step_with_batch_queue
+    requests = [GenerateRequest([60 + i, 61], Turn(100), Sampling(), i) for i in range(4)]
+    futures = engine.generate_many(requests)
+    changed = False
+    for version in range(1, 8):
+        for _ in range(5):
+            await engine._thread.call(lambda: None)
+        await engine.pause()
+        changed |= bool(core.batch_queue)
+        await engine.update_weights(updates(version % 2, version), version)
+    assert changed
+    for request, generation in zip(requests, await asyncio.gather(*futures), strict=True):
+        whole = [*request.token_ids, *generation.token_ids]
+        by = [logprobs_by(model, whole)[2:] for model in models]
+        expected = np.array([by[version % 2][i] for i, version in enumerate(generation.versions)])
+        assert_close(generation.logprobs, expected)
+        assert len(set(generation.versions)) > 2
+    await engine.close()
 
 
 def in_flight(engine: VllmEngine) -> dict[str, int]:

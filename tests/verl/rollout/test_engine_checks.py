@@ -141,13 +141,17 @@ def test_the_environment_of_a_gpu_is_left_to_its_driver() -> None:
     }
 
 
-def test_a_request_carries_its_seed_and_keeps_its_stop_string() -> None:
+def test_a_request_carries_its_seed_and_no_text_is_made_of_it() -> None:
     arguments = sampling_arguments(Turn(9, ("</a>",)), Sampling(temperature=0.5), 11)
-    assert (arguments["seed"], arguments["max_tokens"], arguments["stop"]) == (11, 9, ["</a>"])
-    assert arguments["include_stop_str_in_output"]
-    assert arguments["detokenize"]
-    assert not sampling_arguments(Turn(9), Sampling(), 11)["detokenize"]
+    assert (arguments["seed"], arguments["max_tokens"]) == (11, 9)
+    assert not arguments["detokenize"]
+    assert "stop" not in arguments
     assert sampling_arguments(Turn(9), Sampling(temperature=0.0), 11)["seed"] is None
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_steps_are_scheduled_ahead_on_gpus_alone(on_cpu: bool) -> None:
+    assert engine_arguments("m", EngineConfig(), seed=0, on_cpu=on_cpu)["async_scheduling"] == (not on_cpu)
 
 
 def test_configuration_and_checks_import_nothing_heavy() -> None:

@@ -51,7 +51,7 @@ def test_a_step_that_fails_fails_every_caller_and_nothing_hangs(
         def fail() -> None:
             raise MemoryError("out of blocks")
 
-        monkeypatch.setattr(engine._vllm._engine, "step", fail)
+        monkeypatch.setattr(engine._vllm._client, "get_output", fail)
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
         assert "out of blocks" in str(outcomes[0])

@@ -170,7 +170,7 @@ async def test_an_engine_that_dies_fails_the_call_and_nothing_is_scored(
 
     run = asyncio.create_task(worker.run_groups(requests(2)))
     await until_searching(worker, 2)
-    monkeypatch.setattr(worker._engine._vllm._engine, "step", fail)
+    monkeypatch.setattr(worker._engine._vllm._client, "get_output", fail)
     agent(worker).gate.open.set()
     with pytest.raises(EngineDiedError, match="out of blocks"):
         await asyncio.wait_for(run, 60)
