@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import string
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from search_agent.retrieval.backends.encoder import refused
+from search_agent.retrieval.backends.encoder import Model, by_length
 from search_agent.retrieval.config import RerankConfig
 from verl.errors import UserError
 
@@ -46,75 +45,57 @@ class Convention:
     """Symbols of a passage whose vectors do not count."""
 
 
-class Colbert:
+class Colbert(Model):
     """One model, in float32 on a CPU and float16 on a GPU."""
 
     def __init__(self, model: str, query_tokens: int, passage_tokens: int, key: str) -> None:
         self._query_tokens, self._passage_tokens = query_tokens, passage_tokens
-        self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
-        on_gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda" if on_gpu else "cpu")
-        dtype = torch.float16 if on_gpu else torch.float32
-        try:
-            folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns=DATA_FILES))
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            loaded: Any = AutoModel.from_pretrained(folder, dtype=dtype)
-            self._projection = _projection(folder).to(self._device, dtype)
-            convention = _convention(folder)
-        except (OSError, ValueError, KeyError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{key}.model: {model} cannot be loaded as a ColBERT: {first}") from error
-        self._model = loaded.to(self._device).eval()
-        self.dtype = str(dtype).removeprefix("torch.")
+        super().__init__(AutoModel.from_pretrained, model, key, "a ColBERT")
         self.dimensions = int(self._projection.shape[0])
-        self._attend_to_masks = convention.attend_to_masks
-        self._markers = [self._id_of(mark, model, key) for mark in (convention.query_marker, convention.passage_marker)]
-        self._skipped = torch.tensor(sorted(self._ids_of(convention.skipped)), device=self._device)
+        marks = (self._convention.query_marker, self._convention.passage_marker)
+        self._markers = [self._id_of(mark, model, key) for mark in marks]
+        self._skipped = torch.tensor(sorted(self._ids_of(self._convention.skipped)), device=self._device)
+
+    def _find(self, model: str) -> str:
+        return model if Path(model).is_dir() else snapshot_download(model, allow_patterns=DATA_FILES)
+
+    def _read(self, folder: str) -> None:
+        self._projection = _projection(Path(folder)).to(self._device, self._model.dtype)
+        self._convention = _convention(Path(folder))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """``[texts, query tokens, dimensions]`` float32, each vector of length 1."""
-        parts = [self._queries(texts[start : start + BATCH_TEXTS]) for start in range(0, len(texts), BATCH_TEXTS)]
+        parts = [self._queries(list(texts[start : start + BATCH_TEXTS])) for start in range(0, len(texts), BATCH_TEXTS)]
         return np.concatenate(parts) if parts else np.zeros((0, self._query_tokens, self.dimensions), np.float32)
 
     def encode_passages(self, texts: Sequence[str]) -> list[Vectors]:
-        """``[tokens that count, dimensions]`` float32 for each text, each vector of length 1; texts of like length
-        share a batch, as padding costs as much as text."""
+        """``[tokens that count, dimensions]`` float32 for each text, each vector of length 1."""
         out: list[Vectors] = [np.zeros((0, self.dimensions), np.float32)] * len(texts)
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        for start in range(0, len(order), BATCH_TEXTS):
-            chosen = order[start : start + BATCH_TEXTS]
+        for chosen in by_length(texts, BATCH_TEXTS):
             for number, vectors in zip(chosen, self._passages([texts[n] for n in chosen]), strict=True):
                 out[number] = vectors
         return out
 
-    def _queries(self, texts: Sequence[str]) -> Vectors:
-        ids, mask = self._inputs(texts, self._query_tokens, self._markers[0], pad_to_full=True)
+    def _queries(self, texts: list[str]) -> Vectors:
+        ids, mask = self._inputs(texts, self._query_tokens, self._markers[0], padding="max_length")
         ids[mask == 0] = self._tokenizer.mask_token_id
-        return self._vectors(ids, torch.ones_like(mask) if self._attend_to_masks else mask).cpu().numpy()
+        return self._vectors(ids, torch.ones_like(mask) if self._convention.attend_to_masks else mask).cpu().numpy()
 
-    def _passages(self, texts: Sequence[str]) -> list[Vectors]:
-        ids, mask = self._inputs(texts, self._passage_tokens, self._markers[1], pad_to_full=False)
+    def _passages(self, texts: list[str]) -> list[Vectors]:
+        ids, mask = self._inputs(texts, self._passage_tokens, self._markers[1])
         counted = (mask == 1) & ~torch.isin(ids, self._skipped)
         rows = zip(self._vectors(ids, mask).cpu().numpy(), counted.cpu().numpy(), strict=True)
         return [row[kept] for row, kept in rows]
 
     def _inputs(
-        self, texts: Sequence[str], max_tokens: int, marker: int, pad_to_full: bool
+        self, texts: list[str], max_tokens: int, marker: int, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask ``[texts, tokens]`` with the marker in second place."""
-        with self._lock:
-            inputs = self._tokenizer(
-                list(texts),
-                padding="max_length" if pad_to_full else True,
-                truncation=True,
-                max_length=max_tokens - 1,
-                return_tensors="pt",
-            )
+        inputs = self._tokens(texts, max_length=max_tokens - 1, **options)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         marks = torch.full_like(ids[:, :1], marker)
         ids = torch.cat([ids[:, :1], marks, ids[:, 1:]], 1)
-        mask = torch.cat([mask[:, :1], torch.ones_like(marks), mask[:, 1:]], 1)
-        return ids.to(self._device), mask.to(self._device)
+        return ids, torch.cat([mask[:, :1], torch.ones_like(marks), mask[:, 1:]], 1)
 
     @torch.inference_mode()
     def _vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -139,7 +120,7 @@ class ColbertJudge:
     def __init__(self, config: RerankConfig) -> None:
         self._model = Colbert(config.model, QUERY_TOKENS, config.max_tokens, "rerank")
         self.dtype = self._model.dtype
-        with refused(f"rerank.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+        with self._model.reads(config.max_tokens):
             self.judge(["0 " * QUERY_TOKENS], [["0 " * config.max_tokens]])
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -6,7 +6,7 @@ Importing this module imports torch and transformers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,40 +43,66 @@ CONVENTIONS = {
 }
 
 
-@contextmanager
-def refused(fault: str) -> Iterator[None]:
-    """What a model must be able to do, tried at the start: later it would fail on what somebody asks.
+class Model:
+    """A model of the hub and its tokenizer, on the GPU if there is one; any number of threads."""
 
-    Raises UserError with ``fault`` if it fails.
-    """
-    try:
-        yield
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise UserError(f"{fault} ({str(error).splitlines()[0][:200]}); give fewer") from error
+    def __init__(self, load: Callable[..., Any], model: str, key: str, kind: str, *, half: bool = True) -> None:
+        """``load`` makes it; with ``half`` it computes in float16 on a GPU. Raises UserError if it is no ``kind``."""
+        self._name, self._key = model, key
+        self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float16 if half and self._device.type == "cuda" else torch.float32
+        self.dtype = str(dtype).removeprefix("torch.")
+        """What it computes in: vectors differ a little between a GPU and a CPU."""
+        try:
+            folder = self._find(model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = load(folder, dtype=dtype).to(self._device).eval()
+            self._read(folder)
+        except (OSError, ValueError, KeyError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{key}.model: {model} cannot be loaded as {kind}: {first}; give a folder or a hub name"
+            ) from error
+
+    def _find(self, model: str) -> str:
+        """Where the model lies, for ``transformers``."""
+        return model
+
+    def _read(self, folder: str) -> None:
+        """Read what else its files hold. Raises KeyError or ValueError if they are those of another kind of model."""
+
+    def _tokens(self, *texts: list[str], **options: Any) -> Any:
+        """Token ids and attention mask, ``[texts, tokens]``, on the model's device."""
+        with self._lock:
+            inputs = self._tokenizer(*texts, **{"padding": True, "truncation": True, **options}, return_tensors="pt")
+        return inputs.to(self._device)
+
+    @contextmanager
+    def reads(self, max_tokens: int) -> Iterator[None]:
+        """So many tokens are tried at the start: later it would fail on what somebody asks. Raises UserError."""
+        try:
+            yield
+        except (IndexError, RuntimeError, ValueError) as error:
+            fault = f"{self._key}.max_tokens: {self._name} cannot read {max_tokens} tokens"
+            raise UserError(f"{fault} ({str(error).splitlines()[0][:200]}); give fewer") from error
 
 
-class Encoder:
+def by_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """The numbers of the texts, ``size`` at a time, texts of like length together: padding costs as much as text."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+class Encoder(Model):
     """One model, in float32 on a CPU and float16 on a GPU."""
 
     def __init__(self, config: EncoderConfig, key: str = "dense") -> None:
+        super().__init__(AutoModel.from_pretrained, config.model, key, "an encoder")
         self.convention = CONVENTIONS[config.family]
         self._max_tokens = config.max_tokens
-        self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
-        on_gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda" if on_gpu else "cpu")
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
-            model: Any = AutoModel.from_pretrained(config.model, dtype=torch.float16 if on_gpu else torch.float32)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(
-                f"{key}.model: {config.model} cannot be loaded: {first}; give a folder or a hub name"
-            ) from error
-        self._model = model.to(self._device).eval()
-        self.dimensions = int(model.config.hidden_size)
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        """What it computes in: vectors differ a little between a GPU and a CPU."""
-        with refused(f"{key}.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+        self.dimensions = int(self._model.config.hidden_size)
+        with self.reads(config.max_tokens):
             self.encode_queries(["0 " * config.max_tokens])
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
@@ -89,20 +115,13 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str]) -> Vectors:
-        """Texts of like length share a batch: padding costs as much as text."""
         out = np.zeros((len(texts), self.dimensions), np.float32)
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        for start in range(0, len(order), BATCH_TEXTS):
-            chosen = order[start : start + BATCH_TEXTS]
+        for chosen in by_length(texts, BATCH_TEXTS):
             out[chosen] = self._encode_batch([texts[index] for index in chosen])
         return out
 
     def _encode_batch(self, texts: list[str]) -> Vectors:
-        with self._lock:
-            inputs = self._tokenizer(
-                texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-            )
-        inputs = inputs.to(self._device)
+        inputs = self._tokens(texts, max_length=self._max_tokens)
         states = self._model(**inputs).last_hidden_state.float()
         if self.convention.pooling == "cls":
             vectors = states[:, 0]

@@ -5,17 +5,16 @@ Each query is judged against its own passages only. Importing this module import
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from search_agent.retrieval.backends.backend import Backend, Hit, Selective, selective
 from search_agent.retrieval.backends.colbert import ColbertJudge
-from search_agent.retrieval.backends.encoder import refused
+from search_agent.retrieval.backends.encoder import Model
 from search_agent.retrieval.config import RerankConfig
 from search_agent.retrieval.index.documents import Documents
 from verl.errors import UserError
@@ -74,26 +73,16 @@ class Reranked(Selective):
         return f"{self._inner.implementation()} + {type(self._judge).__name__}"
 
 
-class CrossEncoder:
+class CrossEncoder(Model):
     """A sequence classifier with one output, which reads query and passage together."""
 
     def __init__(self, config: RerankConfig) -> None:
-        self._max_tokens = config.max_tokens
-        self._lock = threading.Lock()  # a fast tokenizer raises when two threads use it at once
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(config.model, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"rerank.model: {config.model} cannot be loaded: {first}; give a cross-encoder") from error
-        if model.config.num_labels != 1:
-            raise UserError(
-                f"rerank.model: {config.model} has {model.config.num_labels} outputs; a cross-encoder has one"
-            )
-        self._model = model.to(self._device).eval()
-        self.dtype = "float32"
-        with refused(f"rerank.max_tokens: {config.model} cannot read {config.max_tokens} tokens"):
+        load = AutoModelForSequenceClassification.from_pretrained
+        super().__init__(load, config.model, "rerank", "a cross-encoder", half=False)
+        self._max_tokens, outputs = config.max_tokens, self._model.config.num_labels
+        if outputs != 1:
+            raise UserError(f"rerank.model: {config.model} has {outputs} outputs; a cross-encoder has one")
+        with self.reads(config.max_tokens):
             self.judge(["0 " * config.max_tokens], [["0 " * config.max_tokens]])
 
     def judge(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -108,14 +97,8 @@ class CrossEncoder:
         scores: list[float] = []
         for start in range(0, len(pairs), BATCH_PAIRS):
             queries, passages = zip(*pairs[start : start + BATCH_PAIRS], strict=True)
-            with self._lock:
-                inputs = self._tokenizer(
-                    list(queries),
-                    list(passages),
-                    padding=True,
-                    truncation="longest_first",
-                    max_length=self._max_tokens,
-                    return_tensors="pt",
-                )
-            scores += self._model(**inputs.to(self._device)).logits[:, 0].tolist()
+            inputs = self._tokens(
+                list(queries), list(passages), truncation="longest_first", max_length=self._max_tokens
+            )
+            scores += self._model(**inputs).logits[:, 0].tolist()
         return scores
