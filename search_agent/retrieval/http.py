@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +113,7 @@ class Http:
         Raises InfrastructureError, caused by the last failure, after the last attempt.
         """
         last: Exception | None = None
+        clock = asyncio.get_running_loop().time
         for attempt in range(self._attempts):
             address = await self._free_address()
             if isinstance(address, AttemptFailed):  # somebody else's
@@ -121,7 +121,7 @@ class Http:
                 continue
             probe = address.begin_probe()
             self._on_attempt(attempt)
-            started, failed = time.monotonic(), None
+            started, failed = clock(), None
             try:
                 reply = await self._once(method, address.url + path, payload, headers, check)
                 address.succeeded()
@@ -130,7 +130,7 @@ class Http:
                 last = error
                 failed = error if isinstance(error, AttemptFailed) else AttemptFailed(type(error).__name__, str(error))
                 jitter = self._random.uniform(0.75, 1.25)
-                address.failed(started, time.monotonic(), failed.retry_after_s, jitter)
+                address.failed(started, clock(), failed.retry_after_s, jitter)
             finally:
                 if probe is not None:  # also where it was cancelled: then one of those who wait is the next
                     address.probe = None
@@ -143,7 +143,7 @@ class Http:
     async def _free_address(self) -> Address | AttemptFailed:
         """One that may be asked now, or what a probe that was waited for has failed of."""
         while True:
-            now = time.monotonic()
+            now = asyncio.get_running_loop().time()
             in_turn = self.addresses[self._turn :] + self.addresses[: self._turn]
             for address in in_turn:
                 if address.probe is None and address.rests_until <= now:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 LATENCY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -53,8 +53,7 @@ class ClientStats:
 
     def to_record(self) -> dict[str, Any]:
         """A JSON-ready dict of the counters, with the mean latency in seconds (0 if nothing was answered)."""
-        names = ("queries", "coalesced", "cache_hits", "empty", "failures", "requests", "sent_queries", "retries")
-        record: dict[str, Any] = {name: getattr(self, name) for name in names}
-        record["latency_mean_s"] = self.latency.total_s / max(1, self.latency.count)
-        record["latency_counts"] = list(self.latency.counts)
-        return record
+        record = asdict(self)
+        latency = record.pop("latency")
+        mean_s = self.latency.total_s / max(1, self.latency.count)
+        return {**record, "latency_mean_s": mean_s, "latency_counts": latency["counts"]}

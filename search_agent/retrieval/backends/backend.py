@@ -31,6 +31,7 @@ class Backend(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """At most k hits a query, best first, equal scores in corpus order; none where nothing matches.
 
+        No query is blank: those have no meaning to rank by, find nothing, and are not asked.
         Raises QueryRefused for a query that it cannot read; others in the batch are then asked by themselves.
         """
 

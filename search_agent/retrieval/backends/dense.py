@@ -49,14 +49,7 @@ class Dense(Backend):
         faiss.cvar.distance_compute_blas_threshold = SCAN_BELOW_QUERIES * encoder.dimensions
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """A blank query has no meaning to rank by, and finds nothing."""
-        asked = [number for number, query in enumerate(queries) if query.strip()]
-        out: list[list[Hit]] = [[] for _ in queries]
-        if asked:
-            vectors = self._encoder.encode_queries([queries[number] for number in asked])
-            for number, hits in zip(asked, nearest(self._index, vectors, k, self._max_depth), strict=True):
-                out[number] = hits
-        return out
+        return nearest(self._index, self._encoder.encode_queries(queries), k, self._max_depth)
 
     def manifest(self) -> dict[str, Any]:
         return {"name": "dense", **self._settings}

@@ -1,12 +1,54 @@
-"""How often a service of others may be asked: so many requests a second, evenly, over all search threads."""
+"""Services of others that give ids alone, a query at a time, and may be asked so many times a second."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from search_agent.retrieval.backends.backend import Hit
+from search_agent.retrieval.backends.http import Http, passage_hit
+from search_agent.retrieval.index.documents import Documents
+from search_agent.standins.serving import STANDIN, Service, standin_url
 from verl.errors import UserError
+
+
+@dataclass(frozen=True)
+class PacedConfig:
+    """Where a service is, and how it is asked."""
+
+    url: str
+    """Its address; ``standin`` is a local server over the corpus."""
+    requests_per_second: float
+    """Over all threads of this server."""
+    timeout_s: float = 30.0
+    """Seconds that one attempt may take."""
+    retries: int = 4
+    """Further attempts after a failed one."""
+
+
+class Paced:
+    """A service and its pace, or the stand-in over a corpus; scores are 1 / rank, as neither gives any."""
+
+    max_batch = 1
+
+    def __init__(self, name: str, service: Service, config: PacedConfig, documents: Documents) -> None:
+        self._name, self._config = name, config
+        is_standin = config.url == STANDIN
+        self._url = standin_url(service, documents) if is_standin else config.url.rstrip("/")
+        self._pace = Pace(10_000 if is_standin else config.requests_per_second)
+        self._http = Http(config.timeout_s, config.retries)
+
+    def manifest(self) -> dict[str, Any]:
+        """See ``Backend``."""
+        return {"name": self._name, "url": self._config.url}
+
+
+def hits_of(ids: Sequence[str]) -> list[Hit]:
+    """Hits that bring nothing but their ids."""
+    return [passage_hit(place, 1 / (place + 1), {"id": one, "contents": one}) for place, one in enumerate(ids)]
 
 
 class Pace:

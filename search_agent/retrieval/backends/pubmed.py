@@ -16,11 +16,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from search_agent.retrieval.backends.backend import Hit, Selective
-from search_agent.retrieval.backends.http import Http, passage_hit, secret
-from search_agent.retrieval.backends.paced import Pace
+from search_agent.retrieval.backends.http import secret
+from search_agent.retrieval.backends.paced import Paced, PacedConfig, hits_of
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.types import QueryRefused
-from search_agent.standins.serving import STANDIN, standin_url
 from verl.errors import InfrastructureError
 
 REACHABLE = 9999
@@ -31,19 +30,15 @@ _PATH = "/entrez/eutils/esearch.fcgi"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PacedConfig):
     """Where PubMed is, and how it is asked."""
 
     url: str = "https://eutils.ncbi.nlm.nih.gov"
     """Its address; ``standin`` is a local server over the corpus."""
-    key_variable: str = ""
-    """Environment variable that holds an API key; empty asks without one."""
     requests_per_second: float = 3.0
     """Over all threads of this server. 3 is allowed without a key, 10 with one, and unlimited with a stand-in."""
-    timeout_s: float = 30.0
-    """Seconds that one attempt may take."""
-    retries: int = 4
-    """Further attempts after a failed one."""
+    key_variable: str = ""
+    """Environment variable that holds an API key; empty asks without one."""
 
 
 def build(config: Config, documents: Documents) -> PubMed:
@@ -51,24 +46,18 @@ def build(config: Config, documents: Documents) -> PubMed:
     return PubMed(config, documents)
 
 
-class PubMed(Selective):
-    """Scores are 1 / rank, as PubMed gives none."""
-
-    max_batch = 1
+class PubMed(Paced, Selective):
+    """PubMed, or its stand-in."""
 
     def __init__(self, config: Config, documents: Documents) -> None:
-        self._config = config
         self._key = secret(config.key_variable, "key_variable")
-        self._url = standin_url("eutils", documents) if config.url == STANDIN else config.url.rstrip("/")
-        self._pace = Pace(10_000 if config.url == STANDIN else config.requests_per_second)
-        self._http = Http(config.timeout_s, config.retries)
+        super().__init__("pubmed", "eutils", config, documents)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """A blank query is not asked."""
         return self.search_selected(queries, k, {})
 
     def search_selected(self, queries: Sequence[str], k: int, options: Mapping[str, Any]) -> list[list[Hit]]:
-        return [hits_of(self._ids(query, k, options)) if query.strip() else [] for query in queries]
+        return [hits_of(self._ids(query, k, options)) for query in queries]
 
     def check(self, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
@@ -78,9 +67,6 @@ class PubMed(Selective):
     def count(self, options: Mapping[str, Any]) -> int:
         """PubMed does not say without a query."""
         raise ValueError("options: PubMed does not count without a query")
-
-    def manifest(self) -> dict[str, Any]:
-        return {"name": "pubmed", "url": self._config.url}
 
     def implementation(self) -> str:
         return "E-utilities"
@@ -125,8 +111,3 @@ def esearch_page(status: int, reply: Any) -> tuple[int, list[str]]:
     if not all(isinstance(one, str) for one in ids):
         raise InfrastructureError("PubMed's list of ids holds something else")
     return int(count), ids
-
-
-def hits_of(ids: Sequence[str]) -> list[Hit]:
-    """Hits that bring nothing but their ids."""
-    return [passage_hit(place, 1 / (place + 1), {"id": one, "contents": one}) for place, one in enumerate(ids)]

