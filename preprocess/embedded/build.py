@@ -1,6 +1,13 @@
 """Writes the embedded world: corpora, questions, warm-up traces, tokenizer and model, all from one seed.
 
-The same seed gives the same bytes. ``manifest.json`` is written last: a folder that has it is whole.
+    corpus.jsonl  train.jsonl          passages and questions of the train world
+    test.jsonl                         questions about held-out works and people, over the same facts
+    dev/corpus.jsonl  dev/dev.jsonl    another world: choices are tuned on it
+    clean/corpus.jsonl  clean/test.jsonl    a third one: results are reported on it
+    traces.jsonl  model/               warm-up traces; the untrained model and its tokenizer, for Hugging Face
+    manifest.json                      counts, sizes and hashes; written last: a folder that has it is whole
+
+The same seed gives the same bytes. The facts of the dev and of the clean world hold in no other.
 """
 
 from __future__ import annotations
@@ -67,44 +74,7 @@ class Config(StyledSizes):
     """Every name, fact, question, trace and weight follows from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorldPaths:
-    """Where the parts of a built world stand."""
-
-    root: Path
-    corpus: Path
-    """Passages of the train world."""
-    train: Path
-    test: Path
-    """Questions about held-out works and people, over the train world's facts."""
-    dev_corpus: Path
-    dev: Path
-    """Questions over the dev world, whose facts hold in no other: choices are tuned on these."""
-    clean_corpus: Path
-    clean_test: Path
-    """Questions over the clean world, whose facts hold in no other: results are reported on these."""
-    traces: Path
-    model: Path
-    """Hugging Face folder of the untrained model and its tokenizer."""
-    manifest: Path
-    """Counts, sizes and hashes; written last."""
-
-    @classmethod
-    def under(cls, root: Path) -> WorldPaths:
-        """The layout of a built world; nothing is checked."""
-        return cls(
-            root=root,
-            corpus=root / "corpus.jsonl",
-            train=root / "train.jsonl",
-            test=root / "test.jsonl",
-            dev_corpus=root / "dev" / "corpus.jsonl",
-            dev=root / "dev" / "dev.jsonl",
-            clean_corpus=root / "clean" / "corpus.jsonl",
-            clean_test=root / "clean" / "test.jsonl",
-            traces=root / "traces.jsonl",
-            model=root / "model",
-            manifest=root / "manifest.json",
-        )
+MANIFEST = "manifest.json"
 
 
 def build_once(manifest: Path, build: Callable[[], object]) -> None:
@@ -118,34 +88,33 @@ def build_once(manifest: Path, build: Callable[[], object]) -> None:
                 build()
 
 
-def build_world(config: Config) -> WorldPaths:
-    """Build everything under ``config.out``, replacing what a build wrote there before."""
-    paths = WorldPaths.under(Path(config.out))
-    paths.manifest.unlink(missing_ok=True)
-    for folder in (paths.dev.parent, paths.clean_test.parent, paths.model):
-        folder.mkdir(parents=True, exist_ok=True)
-
+def build_world(config: Config) -> Path:
+    """Build everything under ``config.out``, which is returned; what a build wrote there before is replaced."""
+    root = Path(config.out)
+    (root / MANIFEST).unlink(missing_ok=True)
+    (root / "model").mkdir(parents=True, exist_ok=True)
     splits = draw_splits(config.seed, config.dev_questions, config.test_questions)
     style = make_style(config.style)
-    tokenizer = tiny_model.train_tokenizer(_tokenizer_texts(splits, style), paths.model)
+    tokenizer = tiny_model.train_tokenizer(_tokenizer_texts(splits, style), root / "model")
     framing = make_framing(
         style.framing, tokenizer, system=style.protocol.system, probe=style.protocol.prompt("who wrote it?")
     )
     ends = end_of_turn(style.framing, tokenizer)
-    parameters = tiny_model.write_model(paths.model, len(tokenizer), derive_seed(config.seed, "model"), ends=ends)
+    parameters = tiny_model.write_model(root / "model", len(tokenizer), derive_seed(config.seed, "model"), ends=ends)
     traces = draw_traces(draw_warmup(splits, config.seed), config.traces, config.seed, style, framing)
-    counts = {
-        "corpus.jsonl": write_rows(paths.corpus, _corpus(splits["train"])),
-        "train.jsonl": write_rows(paths.train, map(_row, splits["train"].tasks)),
-        "test.jsonl": write_rows(paths.test, map(_row, splits["test"].tasks)),
-        "dev/corpus.jsonl": write_rows(paths.dev_corpus, _corpus(splits["dev"])),
-        "dev/dev.jsonl": write_rows(paths.dev, map(_row, splits["dev"].tasks)),
-        "clean/corpus.jsonl": write_rows(paths.clean_corpus, _corpus(splits["clean"])),
-        "clean/test.jsonl": write_rows(paths.clean_test, map(_row, splits["clean"].tasks)),
-        "traces.jsonl": write_rows(paths.traces, (trace.to_record() for trace in traces)),
+    files: dict[str, Iterable[Mapping[str, Any]]] = {
+        "corpus.jsonl": _corpus(splits["train"]),
+        "train.jsonl": map(_row, splits["train"].tasks),
+        "test.jsonl": map(_row, splits["test"].tasks),
+        "dev/corpus.jsonl": _corpus(splits["dev"]),
+        "dev/dev.jsonl": map(_row, splits["dev"].tasks),
+        "clean/corpus.jsonl": _corpus(splits["clean"]),
+        "clean/test.jsonl": map(_row, splits["clean"].tasks),
+        "traces.jsonl": (trace.to_record() for trace in traces),
     }
-    _write_manifest(paths, config, counts, parameters)
-    return paths
+    counts = {name: write_rows(root / name, rows) for name, rows in files.items()}
+    _write_manifest(root, config, counts, parameters)
+    return root
 
 
 def _tokenizer_texts(splits: Mapping[str, Split], style: Style) -> Iterable[str]:
@@ -178,19 +147,20 @@ def _row(task: Task) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines; returns how many."""
+    """Write JSON lines, the folder too if it must be; returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return len(lines)
 
 
-def _write_manifest(paths: WorldPaths, config: Config, rows: Mapping[str, int], parameters: int) -> None:
-    files = sorted(path for path in paths.root.rglob("*") if path.is_file() and path != paths.manifest)
+def _write_manifest(root: Path, config: Config, rows: Mapping[str, int], parameters: int) -> None:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     manifest = {
         "version": WORLD_VERSION,
         "settings": {key: value for key, value in asdict(config).items() if key != "out"},
         "rows": dict(rows),
         "model_parameters": parameters,
-        "sha256": {str(path.relative_to(paths.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "sha256": {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
-    paths.manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

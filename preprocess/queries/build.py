@@ -1,6 +1,10 @@
 """Writes a world of ``worlds``: corpus or database, questions, warm-up traces, tokenizer and model, all from one seed.
 
-``manifest.json`` is written last: a folder that has it is whole.
+corpus.jsonl                           passages or articles; a schema where the world is a database
+library.sqlite                         the database
+train.jsonl  dev.jsonl  test.jsonl     questions
+traces.jsonl  model/                   what the teacher wrote; the untrained model and its tokenizer
+manifest.json                          counts; written last: a folder that has it is whole
 """
 
 from __future__ import annotations
@@ -9,12 +13,11 @@ import json
 import random
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocess.embedded import tiny_model
-from preprocess.embedded.build import write_rows
+from preprocess.embedded.build import MANIFEST, write_rows
 from preprocess.queries.spelling import second_spellings
 from preprocess.queries.worlds import Kind, QueryWorld, draw
 from search_agent.protocols import deepretrieval
@@ -24,54 +27,19 @@ from verl.trajectory import Trajectory
 
 WORLD_VERSION = 2
 """Raised whenever the same settings begin to give other bytes."""
+DATABASE = "library.sqlite"
 
 
-@dataclass(frozen=True, slots=True)
-class QueryPaths:
-    """Where the parts of a built world stand."""
-
-    root: Path
-
-    @property
-    def corpus(self) -> Path:
-        """Passages or articles; a schema where the world is a database."""
-        return self.root / "corpus.jsonl"
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file that questions are about."""
-        return self.root / "library.sqlite"
-
-    def tasks(self, split: str) -> Path:
-        """Questions of ``train``, ``dev`` or ``test``."""
-        return self.root / f"{split}.jsonl"
-
-    @property
-    def traces(self) -> Path:
-        """What the teacher wrote."""
-        return self.root / "traces.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """Hugging Face folder of the untrained model and its tokenizer."""
-        return self.root / "model"
-
-    @property
-    def manifest(self) -> Path:
-        """Counts; written last."""
-        return self.root / "manifest.json"
-
-
-def build_query_world(paths: QueryPaths, kind: Kind, seed: int, questions: Mapping[str, int], traces: int) -> None:
-    """Build everything under ``paths.root``, replacing what a build wrote there before."""
-    paths.manifest.unlink(missing_ok=True)
-    paths.model.mkdir(parents=True, exist_ok=True)
+def build_query_world(root: Path, kind: Kind, seed: int, questions: Mapping[str, int], traces: int) -> None:
+    """Build everything under ``root``, replacing what a build wrote there before."""
+    (root / MANIFEST).unlink(missing_ok=True)
+    (root / "model").mkdir(parents=True, exist_ok=True)
     world = draw(kind, seed, questions)
     protocol = deepretrieval.build(deepretrieval.Config(family="sql_short" if kind == "database" else "short"))
-    tokenizer = tiny_model.train_tokenizer(_texts(world, protocol), paths.model, vocabulary=3072)
-    tiny_model.write_model(paths.model, len(tokenizer), derive_seed(seed, "model"))
+    tokenizer = tiny_model.train_tokenizer(_texts(world, protocol), root / "model", vocabulary=3072)
+    tiny_model.write_model(root / "model", len(tokenizer), derive_seed(seed, "model"))
     if world.tables:
-        write_database(paths.database, world.tables)
+        write_database(root / DATABASE, world.tables)
     rng = random.Random(derive_seed(seed, "traces"))
     drawn = [rng.choice(world.train) for _ in range(traces)]
 
@@ -80,14 +48,14 @@ def build_query_world(paths: QueryPaths, kind: Kind, seed: int, questions: Mappi
         return ids
 
     counts = {
-        split: write_rows(paths.tasks(split), (_row(task, paths) for task in tasks))
+        split: write_rows(root / f"{split}.jsonl", (_row(task, root / DATABASE) for task in tasks))
         for split, tasks in (("train", world.train), ("dev", world.dev), ("test", world.test))
     }
-    counts["corpus"] = write_rows(paths.corpus, world.corpus or _schema(world))
+    counts["corpus"] = write_rows(root / "corpus.jsonl", world.corpus or _schema(world))
     counts["traces"] = write_rows(
-        paths.traces, (record(task, world.teach(task, rng), protocol, encode).to_record() for task in drawn)
+        root / "traces.jsonl", (record(task, world.teach(task, rng), protocol, encode).to_record() for task in drawn)
     )
-    paths.manifest.write_text(json.dumps({"version": WORLD_VERSION, "rows": counts}, indent=2) + "\n")
+    (root / MANIFEST).write_text(json.dumps({"version": WORLD_VERSION, "rows": counts}, indent=2) + "\n")
 
 
 def record(task: Task, text: str, protocol: deepretrieval.DeepRetrieval, encode: Any) -> Trajectory:
@@ -112,10 +80,10 @@ def write_database(path: Path, tables: Mapping[str, tuple[tuple[str, ...], list[
     connection.close()
 
 
-def _row(task: Task, paths: QueryPaths) -> dict[str, Any]:
+def _row(task: Task, database: Path) -> dict[str, Any]:
     metadata = dict(task.metadata)
     if "sql" in metadata:
-        metadata["db_path"] = str(paths.database.resolve())
+        metadata["db_path"] = str(database.resolve())
     row = {"id": task.id, "question": task.question, "golden_answers": list(task.golden_answers)}
     return {**row, "metadata": metadata}
 

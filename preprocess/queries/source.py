@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.embedded.build import build_once
-from preprocess.queries.build import WORLD_VERSION, QueryPaths, build_query_world
+from preprocess.embedded.build import MANIFEST, build_once
+from preprocess.queries.build import WORLD_VERSION, build_query_world
 from preprocess.queries.worlds import Kind
 from search_agent.data.source import Source, Split
 from verl.errors import within
@@ -43,14 +43,14 @@ def build(config: Config, *, out: Path, seed: int) -> Source:
     """Build the world unless it stands in ``out`` already."""
     questions = {"train": config.train_questions, "dev": config.dev_questions, "test": config.test_questions}
     sizes = "-".join(str(count) for count in (*questions.values(), config.traces))
-    paths = QueryPaths(out / f"queries-v{WORLD_VERSION}-{config.kind}-{seed}-{sizes}")
-    build_once(paths.manifest, lambda: build_query_world(paths, config.kind, seed, questions, config.traces))
-    splits = {split: Split(paths.tasks(split), paths.corpus) for split in questions}
+    root = out / f"queries-v{WORLD_VERSION}-{config.kind}-{seed}-{sizes}"
+    build_once(root / MANIFEST, lambda: build_query_world(root, config.kind, seed, questions, config.traces))
+    splits = {split: Split(root / f"{split}.jsonl", root / "corpus.jsonl") for split in questions}
     return Source(
         splits["train"],
         splits["dev"],
         splits["test"],
-        model=paths.model,
-        traces=paths.traces,
+        model=root / "model",
+        traces=root / "traces.jsonl",
         server=SERVERS[config.kind],
     )

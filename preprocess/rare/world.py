@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.embedded import tiny_model
-from preprocess.embedded.build import Sizes, build_once, write_rows
+from preprocess.embedded.build import MANIFEST, Sizes, build_once, write_rows
 from preprocess.embedded.facts import World
 from preprocess.embedded.search import retriever
 from preprocess.embedded.splits import Split as Drawn
@@ -48,7 +48,7 @@ class Config(Sizes):
 def build(config: Config, *, out: Path, seed: int) -> Source:
     """Build the world unless it stands in ``out`` already."""
     root = out / f"reading-v{WORLD_VERSION}-{'open' if config.documents else 'closed'}-{seed}-{config.name}"
-    build_once(root / "manifest.json", lambda: build_world(root, config, seed))
+    build_once(root / MANIFEST, lambda: build_world(root, config, seed))
     train, dev, test = (Split(root / f"{name}.jsonl", prompts=True) for name in ("train", "dev", "test"))
     traces = root / ("labelled.jsonl" if config.labelled else "traces.jsonl")
     return Source(train, dev, test, model=root / "model", traces=traces, traces_fraction=config.traces_fraction)
@@ -73,7 +73,7 @@ def build_world(root: Path, config: Config, seed: int) -> None:
     counts["labelled.jsonl"] = write_rows(root / "labelled.jsonl", taught)
     bare = ({key: row[key] for key in ("instruction", "predict")} for row in taught)
     counts["traces.jsonl"] = write_rows(root / "traces.jsonl", bare)
-    (root / "manifest.json").write_text(json.dumps({"version": WORLD_VERSION, "rows": counts}, indent=2) + "\n")
+    (root / MANIFEST).write_text(json.dumps({"version": WORLD_VERSION, "rows": counts}, indent=2) + "\n")
 
 
 def teach(splits: Sequence[Drawn], count: int, shown: bool, seed: int) -> Iterator[dict[str, Any]]:
