@@ -5,6 +5,7 @@ Everything is read as text and nothing is imported, so that help answers before 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
@@ -46,6 +47,14 @@ Ask a trained model one question, and see it think, search, read and answer; wit
 }
 
 
+SMALL = {
+    "compare": "search_agent/evaluation/compare.py",
+    "report": "search_agent/evaluation/report.py",
+    "viewer": "search_agent/viewer/__main__.py",
+}
+"""Commands without keys: their module's own words are the help."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """One choice of a group: ``reward=f1``."""
@@ -69,7 +78,10 @@ def presets(folder: Path = CONFIG_DIR) -> Iterator[Preset]:
 
 
 def command_help(command: str) -> str:
-    """The whole text for ``train``, ``eval`` or ``ask``."""
+    """The whole text for ``train``, ``eval`` or ``ask``, and for a small command."""
+    if command in SMALL:
+        words = ast.get_docstring(ast.parse((CONFIG_DIR.parent / SMALL[command]).read_text())) or ""
+        return re.sub(r"python -m search_agent\.[\w.]+", f"bash cmd/{command}.sh", words).replace("``", "")
     choices = list(presets())
     width = max(len(f"{choice.group}={choice.name}") for choice in choices)
     parts = [USAGE[command], "", "Presets:"]

@@ -244,4 +244,4 @@ def table(found: Comparison) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], help_of="compare"))

@@ -196,4 +196,4 @@ def _by_searches(axes: Any, outcomes: Outcomes, colour: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], help_of="report"))

@@ -72,4 +72,4 @@ def _serve(packed: Packed, port: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], help_of="viewer"))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from search_agent.config import RunConfig
-from search_agent.console.help import USAGE, command_help, presets
+from search_agent.console.help import SMALL, USAGE, command_help, presets
 from verl.config.document import field_docs
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("command", USAGE)
+@pytest.mark.parametrize("command", [*USAGE, *SMALL])
 def test_help_needs_no_package(command: str) -> None:
     # -S leaves site-packages out, so nothing that is installed can be imported.
     done = subprocess.run(
@@ -29,7 +29,7 @@ def test_help_needs_no_package(command: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", USAGE)
+@pytest.mark.parametrize("command", [*USAGE, *SMALL])
 def test_the_command_asks_for_help_before_it_sets_up(command: str, flag: str) -> None:
     script = (ROOT / "cmd" / f"{command}.sh").read_text().splitlines()
     asks = next(number for number, line in enumerate(script) if "cmd/help.sh" in line)
