@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from verl.errors import UserError
 
 UNFINISHED = ".writing"
 """Ending of the name that a file or folder has while it is written."""
@@ -26,3 +31,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_folder(path: Path, key: str) -> Iterator[Path]:
+    """A folder to write into, which is called ``path`` once the block ends without an error; otherwise nothing is left.
+
+    Raises UserError, naming ``key``, if there is such a folder already.
+    """
+    if path.exists():
+        raise UserError(f"{key}={path}: is there already; write another folder, or remove it")
+    partial = path.with_name(path.name + UNFINISHED)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -57,6 +57,8 @@ class Config:
     """Of each draw; 0.95 as published."""
     top_p: float = 0.7
     """Of each draw; 0.7 as published."""
+    top_k: int = 50
+    """Of each draw; 50 as published. -1 is all tokens, and sends no such field: OpenAI's own API has none."""
     max_tokens: int = 10240
     """The longest reply (tokens). 10240 as published."""
     timeout_s: float = 600.0
@@ -150,7 +152,7 @@ async def _work(config: Config, client: OpenAIClient, queue: Any, attempts: Atte
         said = attempts.of.get(task.id, [])
         while len(said) < config.rounds and not (said and (said[-1]["right"] or said[-1]["refused"])):
             seed = derive_seed(config.seed, task.id, str(len(said))) % 2**31
-            draw = Draw(config.max_tokens, config.temperature, config.top_p, seed=seed)
+            draw = Draw(config.max_tokens, config.temperature, config.top_p, config.top_k, seed=seed)
             attempt: dict[str, Any] = {"id": task.id, "round": len(said), "right": False, "refused": ""}
             try:
                 attempt |= await _ask(client, task, draw)

@@ -82,6 +82,12 @@ def is_right(text: str, golds: Sequence[str]) -> bool:
     return extract(text)[0] in {extract(gold)[0] for gold in golds}
 
 
+def closed_book(prompt: str) -> tuple[str, str]:
+    """Documents and question that ``open_book`` wrote a prompt of; nothing in place of what another prompt lacks."""
+    before, _, question = prompt.rpartition("\n\n# Question\n")
+    return before.partition(f"{DOCUMENTS}\n")[2], question.strip()
+
+
 def open_book(documents: str, question: str, field: str) -> str:
     """The published prompt in our words: role, rules, documents, question; nothing is said of documents that are empty.
 

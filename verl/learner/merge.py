@@ -7,14 +7,13 @@ made on the CPU, in the base's own precision, so that host memory must hold the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl.config.arguments import parse, run
-from verl.durable import UNFINISHED
+from verl.durable import new_folder
 from verl.errors import UserError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -42,15 +41,8 @@ def merge(config: Config) -> Path:
     """Write the merged model with its tokenizer. Raises UserError on folders that hold no such thing."""
     adapter, out = Path(config.adapter), Path(config.out)
     base = _checked(adapter, config.base)
-    if out.exists():
-        raise UserError(f"out={out}: is there already; write another folder, or remove it")
-    partial = out.with_name(out.name + UNFINISHED)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(out, "out") as partial:
         _write(base, adapter, partial, f"{config.shard_gb}GB")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
