@@ -21,7 +21,7 @@ from search_agent.protocols.base import SearchProtocol
 from search_agent.protocols.framing import Framing, FramingKind, Tokenizer, make_framing
 from search_agent.protocols.observation import Shown, show
 from search_agent.retrieval.types import Document, QueryRefused
-from search_agent.tools import search
+from search_agent.tools import search, select
 from search_agent.tools.base import BadRequest, Caller, Retriever, Tools
 from verl.config.build import Plugin
 from verl.data.pictures import Pictures
@@ -58,8 +58,8 @@ class Config:
     """The day that a chat template prints as today (year-month-day). No clock is read: a run that goes on after
     midnight, and an evaluation a month later, have the same prompts."""
     tools: Mapping[str, Plugin] = field(default_factory=dict)
-    """What a protocol may call besides ``search``, by name: modules of ``search_agent.tools``, or the user's own. One
-    named ``search`` replaces the search of passages."""
+    """What a protocol may call besides ``search`` and ``select``, by name: modules of ``search_agent.tools``, or the
+    user's own. One of those names replaces the search of passages, or the choice among them."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "max_turns")
@@ -132,7 +132,11 @@ def build(
         raise UserError(
             f"max_observation_tokens is {config.max_observation_tokens}: the tags around the passages do not fit in it"
         )
-    plugins = {"search": Plugin(search.__name__, search.Config()), **config.tools}
+    plugins = {
+        "search": Plugin(search.__name__, search.Config()),
+        "select": Plugin(select.__name__, select.Config()),
+        **config.tools,
+    }
     tools = {name: plugin.build(retriever=retriever, top_k=config.top_k) for name, plugin in plugins.items()}
     return Episodes(config, protocol, framing, tools, max_context_tokens, Pictures.of(tokenizer.name_or_path))
 
@@ -158,13 +162,17 @@ class SearchEnvironment:
     def __init__(self, task: Task, shared: Episodes) -> None:
         self._task, self._config, self._tools = task, shared.config, shared.tools
         self._protocol, self._framing, self._pictures = shared.protocol, shared.framing, shared.pictures
-        self._room = shared.max_context_tokens
+        self._context = self._room = shared.max_context_tokens
         """Tokens of the context that are still free."""
         self._written: list[str] = []
         self._prefill = ""
         """What the next turn was begun with."""
         self._caller = Caller(task)
         self._told_last = False
+        self._choosing: int | None = None
+        """While the policy is asked in a chat beside this one: the tokens that its turn there may have."""
+        self._last_id: int | None = None
+        """The last token of the newest turn."""
         self._left_out = 0
         """Passages that found no room in an observation."""
         self._outcome: tuple[Outcome, str] | None = None
@@ -187,6 +195,8 @@ class SearchEnvironment:
         """The next turn's bound and stop strings; None when the episode is over."""
         if self._outcome is not None:
             return None
+        if self._choosing is not None:
+            return Turn(min(self._config.max_tokens_per_turn, self._choosing), self._protocol.message_stop)
         stop = self._protocol.message_stop if self._framing.turns_end_themselves else self._protocol.stop
         return Turn(min(self._config.max_tokens_per_turn, self._room), stop, self._task.images)
 
@@ -197,9 +207,12 @@ class SearchEnvironment:
         """
         if generation.finish_reason == "aborted":
             raise InfrastructureError("the engine gave up the turn")
+        if self._choosing is not None:
+            self._choosing = None
+            return await self._respond(self._protocol.parse_beside(generation.text), self._last_id)
         self._room -= len(generation.token_ids)
         self._written.append(self._prefill + generation.text)
-        last_id = generation.token_ids[-1] if len(generation.token_ids) else None
+        self._last_id = last_id = generation.token_ids[-1] if len(generation.token_ids) else None
         action = self._protocol.parse(Turns(self._written, self._task.question, self._told_last))
         if isinstance(action, Answer):
             self._outcome = ("finished", "")
@@ -249,7 +262,26 @@ class SearchEnvironment:
         documents, record = await self._carry_out(action)
         if record.failure is not None:
             return self._append([self._protocol.observe_invalid(record.failure)], last_id, record)
-        return self._append(self._protocol.observe_results(documents), last_id, record)
+        return self._ask_beside(action, documents, record) or self._append(
+            self._protocol.observe_results(documents), last_id, record
+        )
+
+    def _ask_beside(self, call: Call, documents: tuple[Document, ...], record: ToolCall) -> Observation | None:
+        """The chat that the protocol opens about what was found, with as many passages as its context has room for."""
+        for count in range(len(documents), 0, -1):
+            words = self._protocol.beside(call, documents[:count])
+            if words is None:
+                return None
+            prompt = self._framing.prompt(words)
+            room = self._context - len(prompt.token_ids)
+            if room >= min(self._config.max_tokens_per_turn, self._context // 2):
+                self._choosing = room
+                results = record.results[:count]
+                prefill = self._framing.opening
+                return Observation(
+                    prompt.token_ids, prompt.text, (replace(record, results=results),), prefill, beside=True
+                )
+        return None
 
     async def _carry_out(self, call: Call) -> tuple[tuple[Document, ...], ToolCall]:
         """What a call finds, and its record; a request that is refused finds nothing."""

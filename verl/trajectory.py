@@ -84,6 +84,9 @@ class Segment:
     """Whether this observation told the policy that one turn is left."""
     anew: bool = False
     """Whether the policy's next turn reads from here on: what stands before is recorded, and not read any more."""
+    beside: bool = False
+    """Whether it is of a chat of one turn beside the episode's own: the prompt of one (an ``observation``), or the turn
+    that answers it. Such a turn reads that prompt alone, and the episode goes on as if neither were there."""
 
     @property
     def is_policy(self) -> bool:
@@ -140,10 +143,11 @@ class Trajectory:
             raise ValueError(
                 f"{len(token_ids)} tokens, {len(logprobs)} log-probs, {len(versions)} versions: lengths differ"
             )
-        turn = self.num_turns
-        self.segments.append(
-            Segment("generated", turn, _ints(token_ids), text, _floats(logprobs), _ints(versions), finish_reason)
+        segment = Segment(
+            "generated", self.num_turns, _ints(token_ids), text, _floats(logprobs), _ints(versions), finish_reason
         )
+        opened = self.segments[-1].beside and not self.segments[-1].is_policy
+        self.segments.append(replace(segment, beside=True) if opened else segment)
 
     def append_observation(
         self,
@@ -154,6 +158,7 @@ class Trajectory:
         prefill: str = "",
         last_call: bool = False,
         anew: bool = False,
+        beside: bool = False,
     ) -> None:
         """Add what the environment answered to the last generated segment."""
         if not self.segments or self.segments[-1].kind == "prompt":
@@ -169,6 +174,7 @@ class Trajectory:
                 prefill=prefill,
                 last_call=last_call,
                 anew=anew,
+                beside=beside,
             )
         )
 
@@ -212,9 +218,30 @@ class Trajectory:
         return np.concatenate([s.token_ids for s in self.segments]) if self.segments else _ints(())
 
     def context_ids(self) -> IntArray:
-        """The ids that the next turn continues: all of them, or those since the context began anew."""
+        """The ids that the next turn continues: the episode's own, or those since the context began anew, or of a chat
+        beside it that was just opened."""
+        if self.segments[-1].beside and not self.segments[-1].is_policy:
+            return self.segments[-1].token_ids
         begin = max((i for i, segment in enumerate(self.segments) if segment.anew), default=0)
-        return np.concatenate([s.token_ids for s in self.segments[begin:]])
+        return np.concatenate([s.token_ids for s in self.segments[begin:] if not s.beside])
+
+    def texts(self) -> IntArray:
+        """``[tokens]``: 0 where a token is of the episode's own text, n where it is of the n-th chat beside it."""
+        chats = np.cumsum([segment.beside and not segment.is_policy for segment in self.segments])
+        numbers = [int(chat) if segment.beside else 0 for chat, segment in zip(chats, self.segments, strict=True)]
+        return np.repeat(_ints(numbers), [len(segment) for segment in self.segments])
+
+    @property
+    def main(self) -> Trajectory:
+        """The episode without the chats beside it: what protocols read, and turns that are numbered without theirs."""
+        if not any(segment.beside for segment in self.segments):
+            return self
+        kept, skipped = [], 0
+        for segment in self.segments:
+            if not segment.beside:
+                kept.append(replace(segment, turn=segment.turn - skipped))
+            skipped += segment.beside and segment.is_policy
+        return replace(self, segments=kept)
 
     def policy_mask(self) -> BoolArray:
         """``[tokens]`` bool, True where the policy chose the token: the mask of every loss, KL, entropy and metric."""
@@ -270,6 +297,7 @@ class Trajectory:
                 prefill=row.get("prefill", ""),
                 last_call=row.get("last_call", False),
                 anew=row.get("anew", False),
+                beside=row.get("beside", False),
             )
             for row in record["segments"]
         ]
@@ -282,7 +310,7 @@ class Trajectory:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as three arrays, not three for each segment: a step has tens of thousands of segments."""
         heads = [
-            (s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls, s.prefill, s.last_call, s.anew)
+            (s.kind, s.turn, len(s), s.text, s.finish_reason, s.calls, s.prefill, s.last_call, s.anew, s.beside)
             for s in self.segments
         ]
         policy = [s for s in self.segments if s.is_policy]

@@ -37,7 +37,7 @@ class Inputs:
     dev: list[Task]
     test: list[Task]
     traces: list[TrainingSample]
-    """Of the warm-up; empty where there is none."""
+    """Of the warm-up, and of ``trainer.mixed_traces``; empty where neither is asked for."""
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -51,7 +51,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_lengths({"train": train, **measured}, config, model)
     check_metric(config, dev[: config.evaluation.dev_tasks])
     traces = []
-    if config.warmup.enabled:
+    if config.warmup.enabled or config.trainer.mixed_traces:
         traces = load_traces(
             source.traces,
             config.protocol.build(),

@@ -127,7 +127,7 @@ def played(config: RunConfig, run: Path, model: str, rows: Sequence[dict[str, An
     """The run's episodes as rows, in the order of the questions."""
     from transformers import AutoTokenizer
 
-    from search_agent.exsearch.chats import messages_of
+    from search_agent.exsearch.chats import messages_of, selections_of
     from search_agent.protocols.framing import make_framing
     from verl.rollout.episodes import read_run
 
@@ -152,6 +152,7 @@ def played(config: RunConfig, run: Path, model: str, rows: Sequence[dict[str, An
             "pred": protocol.read(trajectory).answer or "",
             "finished": trajectory.outcome == "finished",
             "messages": messages_of(trajectory, framing),
+            "rank": selections_of(trajectory, framing),
         }
     return [found[name] for name in asked if name in found]
 

@@ -9,19 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from search_agent.exsearch.files import with_gold
 from search_agent.protocols.framing import Framing
-from verl.trajectory import Trajectory
+from verl.trajectory import Segment, Trajectory
 
 if TYPE_CHECKING:
     from verl.data.samples import TrainingSample
 
 
 def messages_of(trajectory: Trajectory, framing: Framing) -> list[dict[str, str]]:
-    """What was said, without the template around it."""
+    """What was said in the episode's own chat, without the template around it."""
+    return _messages(trajectory.main.segments, framing)
+
+
+def selections_of(trajectory: Trajectory, framing: Framing) -> list[dict[str, Any]]:
+    """The chats beside it, in which passages were chosen."""
+    beside = [segment for segment in trajectory.segments if segment.beside]
+    pairs = zip(beside[::2], beside[1::2], strict=False)  # a last one may have been opened and not answered
+    return [{"messages": _messages(pair, framing)} for pair in pairs]
+
+
+def _messages(segments: Sequence[Segment], framing: Framing) -> list[dict[str, str]]:
     before, after = framing.around_prompt
-    prompt = trajectory.segments[0].text.removeprefix(before).removesuffix(after)
+    prompt = segments[0].text.removeprefix(before).removesuffix(after)
     messages, last = [{"role": "user", "content": prompt}], None
     end = framing.around_observation[0]
-    for segment in trajectory.segments[1:]:
+    for segment in segments[1:]:
         if segment.is_policy:
             last = int(segment.token_ids[-1]) if len(segment) else None
             unsampled = framing.edges(last)[0].text  # what the template still adds: all of it, or all but the end

@@ -1,7 +1,7 @@
 """The published files between the steps: what is in them, and how the next one is made of the last.
 
 questions        [{query_id, question, answer}]
-inference        {score, output: [{query_id, question, answer, pred, finished, messages}], config}
+inference        {score, output: [{query_id, question, answer, pred, finished, messages, rank}], config}
 entropy          [{query_id, log_probs}]          the mean cost of the accepted answer: a positive number
 training         [{messages, prob}]               prob is that cost; ``weight`` in its place where higher is better
 """
@@ -86,7 +86,8 @@ def with_gold(row: Mapping[str, Any]) -> list[dict[str, str]]:
 def joined(
     inference: Sequence[Mapping[str, Any]], entropy: Sequence[Mapping[str, Any]], size: int
 ) -> list[dict[str, Any]]:
-    """The training file: messages that end with the accepted answer, each with its cost, joined by question.
+    """The training file: messages that end with the accepted answer, each with its cost, joined by question, and after
+    each the chats in which its passages were chosen (``rank``), at the same cost.
 
     Questions without a cost are left out; several rows of one question are matched in their order. Raises UserError
     for a cost that is no number or is below 0.
@@ -100,7 +101,9 @@ def joined(
     found = []
     for row in inference:
         if costs.get(row["query_id"]):
-            found.append({"messages": with_gold(row), "prob": costs[row["query_id"]].pop(0)})
+            cost = costs[row["query_id"]].pop(0)
+            chats = [with_gold(row), *(chat["messages"] for chat in row.get("rank", []))]
+            found += [{"messages": chat, "prob": cost} for chat in chats]
     return found[:size]
 
 

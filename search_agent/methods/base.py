@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from search_agent.protocols.actions import Action, Answer, Call, Invalid, Turns
-from search_agent.protocols.base import Passage, Reading, Span
+from search_agent.protocols.base import NothingBeside, Passage, Reading, Span
 from search_agent.protocols.render import as_question, numbered_passages, read_prompt
 from verl.trajectory import Trajectory
 
@@ -30,7 +30,7 @@ class Config:
     follow it. null uses our wording."""
 
 
-class Method:
+class Method(NothingBeside):
     """Implements ``SearchProtocol``; a method sets the class attributes and ``act``."""
 
     name: ClassVar[str]

@@ -83,7 +83,7 @@ def work_of(config: RunConfig, shape: ModelShape) -> Work:
     passes = _PASSES + config.learner.gradient_checkpointing
     scored = (phase.reference != "none") + (phase.updates_per_batch > 1)
     # A critic has one pass for values, and is trained as the policy is; its head is one number wide.
-    flops = forward_flops(shape, tokens, written) * (passes + scored)
+    flops = forward_flops(shape, tokens, written) * (passes * config.trainer.passes + scored)
     flops += forward_flops(shape, tokens, 0) * (passes + 1) * phase.has_critic
     size = shape.parameters * BYTES[config.rollout.engine.dtype] / 2**30
     return Work(episodes, written, tokens - written, episodes * flops, size)

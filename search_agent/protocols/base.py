@@ -84,6 +84,13 @@ class SearchProtocol(Protocol):
     def last_call(self, question: str) -> str | None:
         """What the policy is told, at the end of an observation, when one turn is left; None says nothing."""
 
+    def beside(self, call: Call, passages: Sequence[Passage]) -> str | None:
+        """What asks the policy, in a chat of one turn beside the episode's own, what to do with what a call found; None
+        shows it at once."""
+
+    def parse_beside(self, text: str) -> Call | Invalid:
+        """The call that such a turn makes; what it finds is shown in the episode."""
+
     def observe_results(self, passages: Sequence[Passage]) -> list[str]:
         """Opening, one piece a passage, closing: the environment may leave out whole passages, from the last."""
 
@@ -151,7 +158,19 @@ def block_names(text: str, tags: Sequence[str]) -> list[str] | None:
 _END_OF_TURN = re.compile(r"(<[^<>\s]+>)?")
 
 
-class TagProtocol:
+class NothingBeside:
+    """The part of a protocol that opens no chat beside the episode's own."""
+
+    def beside(self, call: Call, passages: Sequence[Passage]) -> str | None:
+        """Nothing: what was found is shown at once."""
+        return None
+
+    def parse_beside(self, text: str) -> Call | Invalid:
+        """Nothing was asked."""
+        return Invalid("nothing was asked")
+
+
+class TagProtocol(NothingBeside):
     """The reading that all protocols of tags share; a protocol adds its texts and its order of blocks."""
 
     blocks: tuple[str, ...] = ("think", "search", "answer")
@@ -189,6 +208,7 @@ class TagProtocol:
 
     def read(self, trajectory: Trajectory) -> Reading:
         """Read a trajectory by its generated segments."""
+        trajectory = trajectory.main
         turns = trajectory.turns
         texts = [turn.text for turn in turns]
         told = {segment.turn + 1 for segment in trajectory.segments if segment.last_call}

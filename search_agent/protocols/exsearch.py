@@ -34,9 +34,11 @@ class Config:
     instruction: Literal["short", "published"] = "published"
     """``published`` explains every tag, for models that have never seen them; ``short`` is one line, for models that
     a warm-up has taught the format."""
-    select: bool = False
-    """Whether the policy may choose among what a search found, in a turn of its own, by number (``[3]>[1]``), and is
-    shown what it chose: the paper's re-ranking. It needs ``environment.tools.select``."""
+    select: Literal["none", "turn", "chat"] = "none"
+    """Whether the policy chooses by number (``[3]>[1]``) among what a search found, and is shown what it chose: the
+    paper's re-ranking. ``chat`` asks it after each search in a chat of one turn beside the episode's own, which is
+    trained on with the episode's weight, as published; ``turn`` lets it choose in a turn of the same chat. Published
+    with an ``environment.top_k`` of 20."""
     prompt_file: str | None = None
     """A file whose text, with ``{question}`` in it, replaces the prompt: the exact wording of a released model, say."""
 
@@ -51,13 +53,13 @@ class ExSearch(TagProtocol):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.tools = ("search", "select") if config.select else ("search",)
+        self.tools = ("search", "select") if config.select == "turn" else ("search",)
         if config.prompt_file:
             self._template = read_prompt(config.prompt_file, needs_question=True)
         elif config.instruction == "short":
             self._template = "Search, then answer. {question}"
         else:
-            self._template = _PUBLISHED.replace("{choosing}", _CHOOSING if config.select else "")
+            self._template = _PUBLISHED.replace("{choosing}", _CHOOSING if config.select == "turn" else "")
 
     def prompt(self, question: str) -> str:
         """The instruction and the question."""
@@ -88,7 +90,7 @@ class ExSearch(TagProtocol):
             return Answer(_TAG.sub("", text).strip())
         if "<FINAL>" in text:
             return Say(self.last_call(turns.question).lstrip())
-        if self.config.select and _CHOICE.fullmatch(text):
+        if self.config.select == "turn" and _CHOICE.fullmatch(text):
             return Call("select", text.strip())
         parts = re.split(r"<(?:QUERY|THINK)>", text.partition("<SEARCH>")[0])
         if len(parts) == 1 and len(turns.texts) > 1:
@@ -98,10 +100,21 @@ class ExSearch(TagProtocol):
         query = _TAG.sub("", parts[-1]).strip()  # a first turn without a tag is a query, as published
         return Call("search", query) if query else Invalid("the query is empty")
 
+    def beside(self, call: Call, passages: Sequence[Passage]) -> str | None:
+        """Which passages of a search help, if that is to be asked."""
+        asked = self.config.select == "chat" and call.tool == "search" and passages
+        return selection_prompt(call.request, passages) if asked else None
+
+    def parse_beside(self, text: str) -> Call | Invalid:
+        """The numbers."""
+        if _CHOICE.fullmatch(_written(text)):
+            return Call("select", _written(text).strip())
+        return Invalid("numbers alone were to be written, as in [3]>[1]")
+
     def read(self, trajectory: Trajectory) -> Reading:
         """As other protocols; facts are what was noted down after the first search."""
         reading = super().read(trajectory)
-        facts = [fact for turn in trajectory.turns[1:] for fact in _facts(turn.text)] if reading.searches else []
+        facts = [fact for turn in trajectory.main.turns[1:] for fact in _facts(turn.text)] if reading.searches else []
         return replace(reading, refinements=tuple(facts))
 
     def head(self, turn: Segment) -> str:

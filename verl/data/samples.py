@@ -37,6 +37,22 @@ class TrainingSample:
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, advantages: FloatArray | float) -> TrainingSample:
         """Read a trajectory; a scalar ``advantages`` is given to every policy token."""
+        if any(segment.beside for segment in trajectory.segments):
+            raise ValueError(f"task {trajectory.task_id}: it is several texts, and would be read as one")
+        return cls._read(trajectory, advantages)
+
+    @classmethod
+    def of_each_text(cls, trajectory: Trajectory, advantages: FloatArray | float) -> list[TrainingSample]:
+        """As ``from_trajectory``, but of an episode with chats beside it: its own text first, then each of theirs."""
+        texts = trajectory.texts()
+        if not texts.any():
+            return [cls.from_trajectory(trajectory, advantages)]
+        whole = cls._read(trajectory, advantages)
+        columns = (whole.token_ids, whole.policy_mask, whole.advantages, whole.rollout_logprobs)
+        return [cls(*(column[texts == text] for column in columns)) for text in range(texts.max() + 1)]
+
+    @classmethod
+    def _read(cls, trajectory: Trajectory, advantages: FloatArray | float) -> TrainingSample:
         if trajectory.outcome == "aborted":
             raise ValueError(f"task {trajectory.task_id}: an aborted trajectory must never be trained on")
         if any(segment.anew for segment in trajectory.segments):

@@ -50,7 +50,18 @@ class Settings:
 
 
 def read_samples(path: Path, config: AdvantageConfig) -> list[TrainingSample]:
-    """Trajectories of a jsonl file as training samples; the samples of one task are a group."""
+    """Trajectories of a jsonl file as training samples; the samples of one task are a group.
+
+    Raises UserError for an advantage that needs what no such file has, and if no trajectory can be used.
+    """
+    lacking = {
+        "accepted answers": config.needs_gold,
+        "greedy episodes": config.needs_greedy,
+        "a critic": config.needs_critic,
+        "parts of the reward": bool(config.parts),
+    }
+    for what in (what for what, needed in lacking.items() if needed):
+        raise UserError(f"advantage.name={config.name} needs {what}, which this command has not: write another one")
     lines = path.read_text(encoding="utf-8").splitlines()
     trajectories = [Trajectory.from_record(json.loads(line)) for line in lines if line.strip()]
     usable = [trajectory for trajectory in trajectories if trajectory.outcome != "aborted"]

@@ -72,6 +72,7 @@ async def run_episode(
                     prefill=observation.prefill,
                     last_call=observation.last_call,
                     anew=observation.anew,
+                    beside=observation.beside,
                 )
                 watcher.wrote(trajectory.segments[-1])
     except InfrastructureError as error:

@@ -83,6 +83,8 @@ class Observation:
     """Whether it tells the policy that one turn is left."""
     anew: bool = False
     """Whether it is a whole new prompt, and all that the policy's next turn reads (``Segment.anew``)."""
+    beside: bool = False
+    """Whether it opens a chat of one turn beside the episode's own (``Segment.beside``)."""
 
 
 class Environment(Protocol):

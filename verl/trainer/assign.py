@@ -1,4 +1,4 @@
-"""ASSIGN: the rewards of a step's groups, less their KL, become one training sample per usable episode."""
+"""ASSIGN: the rewards of a step's groups, less their KL, become samples: one of each text of a usable episode."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def assign(
             turns = turn_credit_of(episodes, shaping.turn_credit)
             credit = [whole + turn for whole, turn in zip(credit, turns, strict=True)]
     pairs = zip(episodes, credit, strict=True)
-    return [TrainingSample.from_trajectory(episode.trajectory, column) for episode, column in pairs], metrics
+    samples = [TrainingSample.of_each_text(episode.trajectory, column) for episode, column in pairs]
+    return [sample for texts in samples for sample in texts], metrics
 
 
 def _sequence_credit(

@@ -104,6 +104,16 @@ class TrainerConfig:
     drop_uniform_groups: bool = False
     """Leave out groups with nothing to compare, their rewards (with overlong penalty), gdpo's parts and turn credit all
     equal: they carry no gradient, only the batch's normaliser changes."""
+    mixed_traces: int = 0
+    """Traces of the warm-up that are trained on with each step, shuffled among its samples, so that what was taught
+    stays known. Needs ``loss.name=weighted_nll``, as nobody sampled them. A trace without a ``weight`` counts as much
+    as a whole group under the advantage ``softmax``."""
+    passes: int = 1
+    """How often a step trains on its samples, shuffled anew each time; the optimizer steps of all passes together are
+    ``learner.updates_per_batch``."""
+    fresh_optimizer: bool = False
+    """Whether each step begins with a fresh optimizer, whose schedule spans that step, and with the policy as it then
+    is for a reference: training anew from the last weights, as ExSearch's program does in each iteration."""
     loss: LossConfig = field(default_factory=LossConfig)
     """LOSS: advantages to gradients."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
@@ -131,8 +141,13 @@ class TrainerConfig:
         return self.loss.for_staleness(self.max_staleness)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "prompts_per_step", "samples_per_prompt", "save_every_steps", "keep_checkpoints")
-        at_least(self, 0, "steps", "max_staleness", "keep_trajectory_steps")
+        at_least(self, 1, "prompts_per_step", "samples_per_prompt", "passes", "save_every_steps", "keep_checkpoints")
+        at_least(self, 0, "steps", "max_staleness", "mixed_traces", "keep_trajectory_steps")
+        if self.mixed_traces and self.loss.name != "weighted_nll":
+            raise UserError(
+                f"mixed_traces={self.mixed_traces} with loss.name={self.loss.name}: nobody sampled them: write "
+                "loss.name=weighted_nll, or mixed_traces=0"
+            )
 
 
 @dataclass(frozen=True)

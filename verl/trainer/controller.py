@@ -20,6 +20,7 @@ from verl.cluster.pool import RolloutPool
 from verl.cluster.shares import BusyShares, busy_seconds
 from verl.data.samples import TrainingSample
 from verl.data.tasks import Task
+from verl.learner.phase import Phase
 from verl.rollout.episodes import episodes_of
 from verl.rollout.groups import Group
 from verl.rollout.interfaces import Sampling
@@ -34,6 +35,7 @@ from verl.trainer.config import EvaluationConfig, TrainerConfig, WarmupConfig
 from verl.trainer.evaluator import Describe, Evaluator, Observe, check_alive, chosen_score
 from verl.trainer.gold import GoldScorer
 from verl.trainer.ledger import Ledger
+from verl.trainer.mixture import mixed
 from verl.trainer.phases import reinforcement_phase
 from verl.trainer.producer import GroupProducer
 from verl.trainer.refill import Refill
@@ -68,7 +70,7 @@ class RunData:
     dev: Sequence[Task]
     test: Sequence[Task]
     traces: Sequence[TrainingSample]
-    """What the warm-up learns from; empty where there is none."""
+    """What the warm-up learns from, and what is mixed into steps; empty where neither is asked for."""
 
 
 class Controller:
@@ -142,6 +144,11 @@ class Controller:
         return not self._settings.trainer.steps
 
     @property
+    def _phase(self) -> Phase:
+        """Reinforcement, as the learner is told of it."""
+        return reinforcement_phase(self._settings.trainer, self._settings.updates_per_batch)
+
+    @property
     def _version(self) -> int:
         """Of the weights: the steps of reinforcement, and one for a warm-up that stands for them."""
         return self.state.step if not self._supervised_only else int(self.state.phase == "train")
@@ -162,7 +169,7 @@ class Controller:
             )
         state.phase, state.step = "train", 0
         if not self._supervised_only:
-            await self._learners.begin_phase(reinforcement_phase(settings.trainer, settings.updates_per_batch))
+            await self._learners.begin_phase(self._phase)
         await self._save(hugging_face=True)
 
     async def _take_warm_up(self) -> None:
@@ -204,6 +211,9 @@ class Controller:
             samples, assigned = await self._assigner.samples(groups, state)
             metrics |= assigned
             if samples:
+                samples = mixed(samples, self._data.traces, config, seed=self._settings.seed, step=state.step)
+                if config.fresh_optimizer:
+                    await self._learners.begin_phase(self._phase)
                 metrics |= await self._learners.update(samples, self._settings.sampling.temperature)
         state.aborted += int(metrics["aborted"])
         state.logprob_diff_max = max(state.logprob_diff_max, metrics.get("logprob_diff_max", 0.0))
@@ -296,7 +306,7 @@ class Controller:
             else:  # a newer best had taken its place, in a checkpoint that was damaged since
                 del self.state.best[name]
         if self.state.phase == "train":
-            await self._learners.load(checkpoints[-1], batches=self._settings.trainer.steps)  # it may have grown
+            await self._learners.load(checkpoints[-1], batches=self._phase.batches)  # it may have grown
 
     def _global_step(self) -> int:
         in_train = self.state.phase == "train"

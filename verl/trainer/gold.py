@@ -8,7 +8,7 @@ trajectories: the policy's searches as it sampled them, and the accepted answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ def gold_sample(
 
 def _before(trajectory: Trajectory) -> list[Segment]:
     """What stands before the policy's last turn, or before the one that it was to write next."""
-    return trajectory.segments[:-1] if trajectory.segments[-1].is_policy else trajectory.segments
+    segments = trajectory.main.segments
+    return segments[:-1] if segments[-1].is_policy else segments
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,21 @@ class GoldScorer:
         weights = group_advantages(
             rewards_of(episodes), index, config, gold_logprobs=torch.tensor([score for _, score in kept])
         ).tolist()
-        trained = [
-            gold_sample(groups[e.group].task, e.trajectory, weight, self.config, self.encode, self.end)
-            for e, weight in zip(episodes, weights, strict=True)
-        ]
-        trained = [sample for sample in trained if len(sample) <= self.longest]
+        trained: list[TrainingSample] = []
+        trained_episodes = 0
+        for e, weight in zip(episodes, weights, strict=True):
+            own = gold_sample(groups[e.group].task, e.trajectory, weight, self.config, self.encode, self.end)
+            if len(own) <= self.longest:
+                trained_episodes += 1
+                _, *beside = TrainingSample.of_each_text(e.trajectory, weight)  # chats beside it weigh as it does
+                trained += [own, *(replace(one, rollout_logprobs=one.rollout_logprobs * 0) for one in beside)]
         by_group = [
             [w for e, w in zip(episodes, weights, strict=True) if e.group == place] for place in range(len(groups))
         ]
         largest = [max(own) / sum(own) for own in by_group if sum(own) > 0]
         metrics = {
             "aborted": float(sum(group.num_aborted for group in groups)),
-            "trained_episodes": float(len(trained)),
+            "trained_episodes": float(trained_episodes),
             "unanswered_episodes": float(len(scores) - len(kept)),
         }
         return trained, {**metrics, "largest_weight": sum(largest) / len(largest)} if largest else metrics

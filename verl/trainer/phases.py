@@ -13,11 +13,11 @@ def warmup_phase(config: WarmupConfig) -> Phase:
 
 
 def reinforcement_phase(config: TrainerConfig, updates_per_batch: int) -> Phase:
-    """The loop's steps, each batch in ``updates_per_batch``."""
+    """The loop's steps, or one of them where each is a phase of its own; each batch in ``updates_per_batch``."""
     return Phase(
         config.optimizer,
         config.loss_in_force,
-        batches=config.steps,
+        batches=1 if config.fresh_optimizer else config.steps,
         updates_per_batch=updates_per_batch,
         advantage=config.advantage,
         keep_reference=config.kl_reward.coefficient > 0,

@@ -100,6 +100,12 @@ def test_a_cost_goes_with_its_question_and_the_answer_becomes_the_accepted_one()
     assert len(files.joined(rows, costs, size=2)) == 2
 
 
+def test_the_chats_in_which_passages_were_chosen_cost_what_their_episode_does() -> None:
+    chosen = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "[2]>[1]"}]
+    found = files.joined([row("a", rank=[{"messages": chosen}])], [{"query_id": "a", "log_probs": 0.5}], size=10)
+    assert [(item["messages"][-1]["content"], item["prob"]) for item in found] == [("mara", 0.5), ("[2]>[1]", 0.5)]
+
+
 @pytest.mark.parametrize("cost", [math.nan, -0.1, "0.1", None])
 def test_a_cost_that_is_none_is_refused(cost: object) -> None:
     with pytest.raises(UserError, match="question q: log_probs is"):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_agent import environment
+from search_agent.exsearch.chats import messages_of, selections_of
 from search_agent.protocols.actions import Answer, Call, Invalid, Say, Turns
 from search_agent.protocols.exsearch import Config, build
+from search_agent.protocols.framing import make_framing
 from search_agent.retrieval.types import Document
-from tests.search_agent.test_environment import TASK, Shelf, play
+from tests.search_agent.test_environment import TASK, Script, Shelf, ids_of, play
 from tests.search_agent.test_tools import tools
+from verl.data.samples import TrainingSample
+from verl.rollout.episode import EpisodeKey, run_episode
+from verl.rollout.interfaces import Sampling
 from verl.trajectory import Trajectory
 
 PROTOCOL = build(Config(instruction="short"))
-CHOOSING = build(Config(select=True))
+CHOOSING = build(Config(select="turn"))
+ASKED = build(Config(instruction="short", select="chat"))
 FIRST = "<QUERY> who wrote it?"
 NOTED = "<FACT> mara wrote it.\n<QUERY> mara"
 ENDED = "<FACT> born in Oslo.\n<FINAL>"
@@ -104,6 +113,67 @@ def test_a_choice_shows_the_chosen_passages_whole_and_is_no_search(tokenizer: An
     assert not PROTOCOL.tools.count("select")
 
 
+def test_a_choice_in_a_chat_of_its_own_leaves_the_episode_as_if_it_had_not_been(tokenizer: Any) -> None:
+    shelf = Shelf([f"passage {number}" for number in range(3)])
+    turns = [FIRST, "[3]>[1]" + END, NOTED, "none of them", NOTED, "[2]", ENDED, "Oslo"]
+    trajectory, script, _ = play(tokenizer, turns, shelf, protocol=ASKED, **CHAT)
+    assert trajectory.outcome == "finished"
+    prompts = [s for s in trajectory.segments if s.beside and not s.is_policy]
+    assert len(prompts) == 3
+    assert all(f"[{number}] " in prompts[0].text for number in (1, 2, 3))
+    assert "<QUERY> who wrote it?" in prompts[0].text
+    assert [segment.turn for segment in trajectory.main.segments if segment.is_policy] == [0, 1, 2, 3, 4]
+    shown = observations(trajectory.main)
+    assert shown[0].index("passage 2") < shown[0].index("passage 0")
+    assert "passage 1" not in shown[0]
+    assert "numbers alone were to be written" in shown[1]
+    assert ASKED.read(trajectory).searches == ("who wrote it?", "mara", "mara"), "carried out, whatever was chosen"
+    assert ASKED.read(trajectory).answer == "Oslo"
+    assert len(script.asked) == len(turns)
+    own, *beside = TrainingSample.of_each_text(trajectory, 0.5)
+    assert tokenizer.decode(own.token_ids.tolist()) == "".join(segment.text for segment in trajectory.main.segments)
+    assert [tokenizer.decode(one.token_ids[one.policy_mask].tolist()) for one in beside] == [
+        "[3]>[1]" + END,
+        "none of them" + END,
+        "[2]" + END,
+    ]
+    assert all(set(one.advantages[one.policy_mask].tolist()) == {0.5} for one in (own, *beside))
+    with pytest.raises(ValueError, match="it is several texts"):
+        TrainingSample.from_trajectory(trajectory, 0.5)
+    framing = make_framing("chat_turns", tokenizer, system=None, probe=ASKED.prompt("who?"))
+    chosen = [chat["messages"][1]["content"] for chat in selections_of(trajectory, framing)]
+    assert chosen == ["[3]>[1]", "none of them", "[2]"]
+    assert [m["content"] for m in messages_of(trajectory, framing)][1::2] == [FIRST, NOTED, NOTED, ENDED, "Oslo"]
+
+
+def test_a_policy_that_is_asked_beside_reads_that_prompt_alone_and_then_its_own_chat(tokenizer: Any) -> None:
+    read: list[str] = []
+
+    class Reader(Script):
+        async def generate(self, token_ids: Any, turn: Any, sampling: Any, seed: int) -> Any:
+            read.append(tokenizer.decode(list(token_ids)))
+            return await super().generate(token_ids, turn, sampling, seed)
+
+    turns = [FIRST, "[1]" + END, ENDED, "Oslo"]
+    script = Reader(tokenizer, [ids_of(tokenizer, turn) for turn in turns])
+    make = environment.build(
+        environment.Config(**CHAT),
+        protocol=ASKED,
+        tokenizer=tokenizer,
+        retriever=Shelf(["passage 0"]),
+        max_context_tokens=2000,
+    )
+    key = EpisodeKey(0, "train", 0, TASK.id, 0)
+    trajectory = asyncio.run(run_episode(TASK, key, make(TASK), script, Sampling()))
+    assert "Which of these documents" in read[1]
+    assert FIRST not in read[1].replace("<QUERY> who wrote it?\n[1]", "")
+    assert read[2].startswith(read[0])
+    assert "Which of these documents" not in read[2]
+    again = copy.copy(Trajectory.from_record(trajectory.to_record()))
+    assert again.texts().tolist() == trajectory.texts().tolist()
+    assert set(trajectory.texts().tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("turns", "valid"),
     [
@@ -137,9 +207,9 @@ def test_parts_of_a_text_are_told_apart() -> None:
 
 
 def test_the_long_prompt_explains_the_tags_and_a_choice_only_where_there_is_one() -> None:
-    texts = [build(Config(select=choose)).prompt("who?") for choose in (False, True)]
+    texts = [build(Config(select=choose)).prompt("who?") for choose in ("none", "chat", "turn")]
     assert all("<USER QUERY> who?\nYour Output:" in text and "{" not in text for text in texts)
-    assert ["[3]>[1]" in text for text in texts] == [False, True]
+    assert ["[3]>[1]" in text for text in texts] == [False, False, True]
 
 
 @given(st.lists(st.text(alphabet="<>/QUERYFACTINLSHK []0>ab\n", max_size=40), min_size=1, max_size=5), st.booleans())

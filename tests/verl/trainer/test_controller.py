@@ -58,9 +58,14 @@ class Learner:
 
     busy_s, loaded = 0.0, None
 
-    async def begin_phase(self, phase: Any) -> None: ...
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    async def begin_phase(self, phase: Any) -> None:
+        self.called.append(f"phase of {phase.optimizer_steps}")
 
     async def update(self, samples: Sequence[Any], temperature: float) -> dict[str, float]:
+        self.called.append(f"update on {len(samples)}")
         return {}
 
     async def save(self, folder: Path, *, hugging_face: bool, **_: Any) -> None:
@@ -106,14 +111,19 @@ def observe(groups: Sequence[Group]) -> dict[str, float]:
 
 
 async def play(
-    path: Path, metric: str, steps: int = 3, tracker: Tracker | None = None
+    path: Path, metric: str, steps: int = 3, tracker: Tracker | None = None, **trainer: Any
 ) -> tuple[dict[str, Any], Learner]:
     pool, learner = Pool(), Learner()
     settings = Settings(
         seed=0,
         warmup=WarmupConfig(),
         trainer=TrainerConfig(
-            steps=steps, prompts_per_step=2, samples_per_prompt=2, advantage=AdvantageConfig(), save_every_steps=1
+            steps=steps,
+            prompts_per_step=2,
+            samples_per_prompt=2,
+            advantage=AdvantageConfig(),
+            save_every_steps=1,
+            **trainer,
         ),
         evaluation=EvaluationConfig(every_steps=1, metric=metric),
         sampling=Sampling(),
@@ -157,3 +167,11 @@ async def test_what_is_observed_of_a_steps_groups_is_among_its_metrics(tmp_path:
     await play(tmp_path / "run", "em", tracker=tracker)
     rows = [row for row in tracker.rows if "reward" in row]
     assert [(row["step"], row["evidence/found"]) for row in rows] == [(1, 2.0), (2, 2.0), (3, 2.0)]
+
+
+async def test_every_step_begins_with_a_fresh_optimizer_if_asked_for_also_after_a_resume(tmp_path: Path) -> None:
+    _, learner = await play(tmp_path / "run", "em", steps=2, fresh_optimizer=True, passes=2)
+    assert learner.called == ["phase of 1", *["phase of 1", "update on 8"] * 2]
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    _, learner = await play(tmp_path / "run", "em", steps=3, fresh_optimizer=True, passes=2)
+    assert (learner.loaded, learner.called) == (("step_000002", 1), ["phase of 1", "update on 8"])

@@ -101,3 +101,22 @@ def test_episodes_that_came_to_no_answer_or_have_no_room_for_it_are_left_out_of_
     assert [sample.advantages.max() for sample in samples] == [1.0]
     assert (metrics["unanswered_episodes"], metrics["aborted"]) == (2, 1)
     assert scorer().samples(groups, [None] * 3, AdvantageConfig("softmax"))[0] == []
+
+
+def test_chats_beside_an_episode_are_learned_from_with_its_weight_and_are_no_context_of_the_answer() -> None:
+    trajectory = Trajectory("t", 0, outcome="finished", reward=1.0)
+    trajectory.append_prompt([1, 2], "")
+    trajectory.append_generated([3], "", [-0.1], [0], "stop")
+    trajectory.append_observation([20, 21], "", beside=True)
+    trajectory.append_generated([22], "", [-0.1], [0], "stop")
+    trajectory.append_observation([4], "")
+    trajectory.append_generated([5], "", [-0.1], [0], "stop")
+    groups = [Group(0, TASK, [trajectory])]
+    found = scorer()
+    assert splice_gold(TASK, trajectory, CONFIG, encode).token_ids.tolist()[:4] == [1, 2, 3, 4]
+    (own, beside), metrics = found.samples(groups, [-0.5], AdvantageConfig(name="softmax"))
+    assert own.token_ids.tolist()[:4] == [1, 2, 3, 4]
+    assert beside.token_ids.tolist() == [20, 21, 22]
+    assert beside.advantages.tolist() == [0, 0, 1]
+    assert not beside.rollout_logprobs.any()
+    assert metrics["trained_episodes"] == 1
