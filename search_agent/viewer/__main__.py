@@ -13,7 +13,7 @@ from pathlib import Path
 from search_agent.console.command import run_command, words_and_options
 from search_agent.viewer.document import static_page
 from search_agent.viewer.pack import Packed, pack
-from search_agent.viewer.runs import read_run
+from search_agent.viewer.runs import names_of, read_run
 from verl.durable import UNFINISHED
 from verl.errors import UserError
 
@@ -25,7 +25,7 @@ USAGE = "write: python -m search_agent.viewer RUN [RUN ...] [out=FILE] [--serve 
 def main(arguments: Sequence[str]) -> int:
     """Write the page, or serve it until it is stopped."""
     runs, options, serve = read_arguments(arguments)
-    packed = pack([read_run(run) for run in runs])
+    packed = pack([read_run(run, name) for run, name in zip(runs, names_of(runs), strict=True)])
     if not packed.blocks:
         raise UserError(f"{runs[0]}: its files hold no trajectories: nothing to show")
     if serve:

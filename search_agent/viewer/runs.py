@@ -29,12 +29,20 @@ class Run:
     """What spells their tokens, where it is at hand."""
 
 
-def read_run(path: Path) -> Run:
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What the folders are called: their last part, with as many of those before it as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    depths = range(1, max(map(len, parts)))
+    depth = next((depth for depth in depths if len({own[-depth:] for own in parts}) == len(set(parts))), 1)
+    return ["/".join(own[-depth:]) for own in parts]
+
+
+def read_run(path: Path, name: str = "") -> Run:
     """Open a run folder. Raises UserError if it holds no episodes; the episodes are read when they are asked for."""
     files = episode_files(path)
     metrics = path / "metrics.jsonl"
     return Run(
-        name=path.resolve().name,
+        name=name or path.resolve().name,
         curves=curves(read_metrics(metrics) if metrics.exists() else []),
         episodes=(episode for file in sorted(files, key=_order) for episode in read_episodes(file)),
         protocol=protocol_of(path),

@@ -2,11 +2,12 @@
 
 const WIDE = 420, TALL = 200, LEFT = 42, BOTTOM = 22, TOP = 8, RIGHT = 10;
 
-function ticks(low, high, wanted = 4) {
+// Round values from low to high, about as many as wanted, at least so far apart.
+function ticks(low, high, wanted = 4, least = 0) {
   const raw = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find(factor => factor * power >= raw) * power;
+  const step = Math.max(least, [1, 2, 5, 10].find(factor => factor * power >= raw) * power);
   const found = [];
-  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step) found.push(value);
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
   return found;
 }
 
@@ -31,7 +32,7 @@ function lineChart(title, series, { floor = null, ceiling = null, xTitle = "step
   for (const tick of ticks(y0, y1)) picture.append(
     svg("line.rule", { x1: LEFT, x2: WIDE - RIGHT, y1: y(tick), y2: y(tick) }),
     svg("text.tick", { x: LEFT - 6, y: y(tick) + 3.5, "text-anchor": "end" }, short(tick)));
-  for (const tick of ticks(x0, x1, 5).filter(Number.isInteger)) picture.append(
+  for (const tick of ticks(x0, x1, 5, 1)) picture.append(
     svg("text.tick", { x: x(tick), y: TALL - 6, "text-anchor": "middle" }, short(tick)));
   for (const line of shown) {
     picture.append(svg(`polyline.line.tone${line.tone}.dash${line.dash ?? 0}`, { points: line.xs.map((v, i) => `${x(v)},${y(line.ys[i])}`).join(" ") }));

@@ -66,5 +66,5 @@ const windowOf = (rows, at) => { const first = Math.max(0, Math.min(at - 40, row
 
 function summaryOf(pairs) {
   const share = side => pairs.filter(pair => data.right(pair[side])).length / pairs.length;
-  return `${pairs.length.toLocaleString("en")} questions in both: exact match ${share(0).toFixed(3)} and ${share(1).toFixed(3)}, difference ${(share(1) - share(0) >= 0 ? "+" : "") + (share(1) - share(0)).toFixed(3)}. Intervals and tests: python -m search_agent.evaluation.compare`;
+  return `${pairs.length.toLocaleString("en")} questions in both: exact match ${share(0).toFixed(3)} and ${share(1).toFixed(3)}, difference ${(share(1) - share(0) >= 0 ? "+" : "") + (share(1) - share(0)).toFixed(3)}. Intervals and tests: bash cmd/compare.sh`;
 }

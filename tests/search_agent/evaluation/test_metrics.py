@@ -40,6 +40,13 @@ from search_agent.rewards.text import cover_match, exact_match, f1
         ("a vitamin", ["vitamin A"], (1, 1, 1, 1, 1)),
         ("I", ["i"], (1, 1, 1, 1, 1)),
         ("article I", ["I"], (0, 1, 2 / 3, 0.5, 1)),
+        ("no", ["no one"], (0, 0, 0, 0, 0)),  # the guard holds whichever side is yes, no or noanswer
+        ("noanswer", ["noanswer yes"], (0, 0, 0, 0, 0)),
+        ("a", ["A"], (1, 1, 1, 1, 1)),
+        ("B", ["A"], (0, 0, 0, 0, 0)),
+        ("cafe\u0301", ["café"], (0, 0, 0, 0, 0)),  # as published: no Unicode form is brought to another
+        ("東京", ["東京"], (1, 1, 1, 1, 1)),
+        ("STRASSE", ["straße"], (0, 0, 0, 0, 0)),  # lower case, not folded
         ("the the cat cat", ["cat"], (0, 1, 2 / 3, 0.5, 1)),  # words count as often as they stand there
     ],
 )

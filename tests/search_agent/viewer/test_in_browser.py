@@ -84,6 +84,13 @@ async def test_the_overview_draws_curves_and_says_what_searches_brought(port: in
         assert await page.run("document.querySelectorAll('polyline.line').length > 5")
 
 
+async def test_an_axis_of_searches_has_a_number_at_each(port: int, page_file: Path) -> None:
+    async with shown(port, page_file, "#/", "document.querySelectorAll('.chart').length >= 7") as page:
+        assert await page.run("JSON.stringify([ticks(1, 2, 5, 1), ticks(1, 4, 5, 1), ticks(0, 1)])") == (
+            "[[1,2],[1,2,3,4],[0,0.5,1]]"
+        )
+
+
 async def test_the_table_is_filtered_and_sorted(port: int, page_file: Path) -> None:
     async with shown(port, page_file, "#/episodes", TABLE) as page:
 

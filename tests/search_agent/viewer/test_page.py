@@ -19,7 +19,7 @@ import pytest
 from search_agent.viewer import __main__ as command
 from search_agent.viewer.document import served_page, static_page
 from search_agent.viewer.pack import BLOCK, Packed, pack
-from search_agent.viewer.runs import curves, read_run
+from search_agent.viewer.runs import curves, names_of, read_run
 from search_agent.viewer.serve import make_server
 from tests.search_agent.viewer.support import ASHBY, EVIL, search_episode, small_run, write_run
 from verl.errors import UserError
@@ -178,3 +178,9 @@ def test_what_is_too_large_for_a_file_is_to_be_served(tmp_path: Path, monkeypatc
     monkeypatch.setattr(command, "MAX_BYTES", 100)
     with pytest.raises(UserError, match="write --serve"):
         command.main([str(small_run(tmp_path / "run"))])
+
+
+def test_runs_of_one_name_are_told_apart_by_where_they_stand(tmp_path: Path) -> None:
+    assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert names_of([tmp_path / "a" / "one", tmp_path / "b" / "two"]) == ["one", "two"]
+    assert names_of([tmp_path / "run", tmp_path / "run"]) == ["run", "run"]
