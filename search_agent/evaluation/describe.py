@@ -52,7 +52,8 @@ def describe(groups: Sequence[Group], read: Read | None = None) -> dict[str, Any
             result[name] = sum(map(sum, hits)) / sum(map(len, hits))
             result[f"{name}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
             result[f"{name}_n"] = sum(map(len, hits))
-    result |= evidence(groups, read) | kilt(groups)
+    brought = evidence(groups, read)
+    result |= {name: value for name, value in brought.items() if name.startswith("evidence/")} | kilt(groups)
     result["warnings"] = doubts(result)
     return result
 

@@ -166,9 +166,10 @@ def summarise(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
 
 
 def figures(diagnoses: Sequence[Diagnosis]) -> dict[str, float]:
-    """What all episodes say together as metrics: ``evidence/found``, ``evidence/hit_at_1``, ``evidence/latency_p95_s``.
+    """What all episodes say together as metrics: ``evidence/found``, ``evidence/hit_at_1``, ``search/latency_p95_s``.
 
-    ``evidence/failed`` is the share of episodes that infrastructure ended.
+    ``evidence/failed`` is the share of episodes that infrastructure ended. Names of what a repeated run need not repeat
+    begin with ``search/``.
     """
     found = summarise(diagnoses)
     result = {f"evidence/{key}": found[name] for key, name in _FIGURES.items() if name in found}
@@ -176,7 +177,7 @@ def figures(diagnoses: Sequence[Diagnosis]) -> dict[str, float]:
         for k, share in enumerate(found.get(name, ())[:_TURNS], 1):
             result[f"evidence/{name}_{k}"] = share
     if "latency_s" in found:
-        result |= {f"evidence/latency_{name}_s": value for name, value in found["latency_s"].items()}
+        result |= {f"search/latency_{name}_s": value for name, value in found["latency_s"].items()}
     if diagnoses:
         result["evidence/failed"] = found["aborted"] / found["n"]
     return result

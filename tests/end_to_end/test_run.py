@@ -20,13 +20,16 @@ from verl.trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
+BUDGET = ("trainer.budget.part=searches", "trainer.budget.rate=0.1", "trainer.budget.limit=0.1")
+"""A price that moves with each step: what a resumed run must have kept."""
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run from start to end, undisturbed."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     before = shared_memory()
-    run(run_dir)
+    run(run_dir, *BUDGET)
     wait_until_clean_after(run_dir, before, timeout_s=0)
     return run_dir
 
@@ -72,7 +75,7 @@ def test_its_best_checkpoint_loads_in_transformers(whole: Path) -> None:
 
 def test_the_same_command_prints_the_table_of_a_finished_run(whole: Path) -> None:
     before = metrics(whole)
-    text = run(whole)
+    text = run(whole, *BUDGET)
     assert text.count("clean test, 10 questions") == 2, "once by the run, once by the second command"
     assert metrics(whole) == before, "nothing was trained again"
 
@@ -92,11 +95,11 @@ def test_evaluating_the_run_plays_its_best_weights(whole: Path) -> None:
 def test_a_killed_run_resumes_to_the_identical_result(whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shm = shared_memory()
-    process = start(run_dir)
+    process = start(run_dir, *BUDGET)
     wait_for_step(process, run_dir, 32)  # 30 steps of warm-up, then two of reinforcement
     stop(process, signal.SIGKILL)
     wait_until_clean_after(run_dir, shm)
-    run(run_dir)
+    run(run_dir, *BUDGET)
     assert without_timing(metrics(run_dir)) == without_timing(metrics(whole))
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run_dir, whole))
     assert ours["weights_hash"] == theirs["weights_hash"]
@@ -111,7 +114,7 @@ def test_a_killed_run_resumes_to_the_identical_result(whole: Path, tmp_path: Pat
 def test_ctrl_c_leaves_nothing_behind_and_says_how_to_go_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shm = shared_memory()
-    process = start(run_dir)
+    process = start(run_dir, *BUDGET)
     wait_for_step(process, run_dir, 3)
     stop(process, signal.SIGINT)
     wait_until_clean_after(run_dir, shm)
@@ -121,7 +124,7 @@ def test_ctrl_c_leaves_nothing_behind_and_says_how_to_go_on(tmp_path: Path) -> N
 def test_a_finished_run_goes_on_when_its_steps_grow(whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir, symlinks=True)
-    run(run_dir, "trainer.steps=5", "evaluation.metric=em")
+    run(run_dir, *BUDGET, "trainer.steps=5", "evaluation.metric=em")
     summary = json.loads((run_dir / "summary.json").read_text())
     first = json.loads((whole / "summary.json").read_text())
     assert (summary["steps"], summary["before"]) == (5, first["before"])

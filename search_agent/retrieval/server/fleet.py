@@ -130,7 +130,8 @@ def main(arguments: Sequence[str]) -> int:
     with ExitStack() as stack, contextlib.suppress(Stopped):
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retrieval-fleet-")))
         urls = _start(config, logs, stack, stopped)
-        print(f"retrieval: {len(urls)} servers ready; retriever={','.join(urls)}", flush=True)
+        # Quoted for a shell and for Hydra, to which commas are a grid.
+        print(f"retrieval: {len(urls)} servers ready; \"retriever='{','.join(urls)}'\"", flush=True)
         stopped.wait()
     return 0
 

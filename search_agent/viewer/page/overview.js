@@ -6,7 +6,7 @@ const GROUPS = [
   ["Evidence", ["evidence/found", "evidence/wrong_with", "evidence/answered_without"], { floor: 0, ceiling: 1 }],
   ["All evidence after search k", ["evidence/found_at_1", "evidence/found_at_2", "evidence/found_at_3"], { floor: 0, ceiling: 1 }],
   ["Budget of searches", ["budget/spent", "budget/price"], { floor: 0 }],
-  ["Seconds of a search", ["evidence/latency_median_s", "evidence/latency_p95_s"], { floor: 0 }],
+  ["Seconds of a search", ["search/latency_median_s", "search/latency_p95_s"], { floor: 0 }],
   ["Valid format", ["format_valid", "dev/sampled/format_valid"], { floor: 0, ceiling: 1 }],
   ["Tokens of the policy", ["policy_tokens", "dev/sampled/policy_tokens"], { floor: 0 }],
   ["Entropy", ["entropy"], { floor: 0 }],

@@ -70,8 +70,6 @@ def test_what_searches_brought_is_said_over_all_episodes() -> None:
         "evidence/found_at_2": 0.5,
         "evidence/new_at_1": 1.0,
         "evidence/new_at_2": 0.0,
-        "evidence/latency_median_s": 0.0,
-        "evidence/latency_p95_s": 0.0,
         "evidence/failed": 0.5,
     }
 
@@ -80,6 +78,12 @@ def test_a_training_step_has_the_same_numbers_of_the_same_episodes_as_an_evaluat
     groups = [group(0, "nq", 1), group(1, "nq", 0, outcome="aborted")]
     said = describe(groups)
     assert evidence(groups) == {key: value for key, value in said.items() if key.startswith("evidence/")} != {}
+
+
+def test_how_long_searches_took_is_a_metric_of_training_and_no_part_of_a_result() -> None:
+    groups = [Group(0, ASHBY, [search_episode(ASHBY, 0, answer="Ashby")])]
+    assert evidence(groups)["search/latency_median_s"] == 0.004
+    assert not [key for key in describe(groups) if key.startswith("search/")]
 
 
 def test_what_refinements_keep_is_read_by_the_protocol() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from verl.algorithms.control_config import DynamicSamplingConfig
+from verl.algorithms.control_config import BudgetConfig, DynamicSamplingConfig
 from verl.data.tasks import Task
 from verl.rollout.groups import Group, GroupRequest
 from verl.rollout.interfaces import Sampling
@@ -88,3 +88,18 @@ async def test_switched_off_it_plays_nothing() -> None:
     pool = FakePool()
     assert await refill(pool, enabled=False).complete(STEP, 0) == (STEP, {})
     assert not pool.requests
+
+
+async def test_groups_that_differ_in_what_they_spent_say_something_once_that_has_a_price() -> None:
+    step = [played(n, TASKS[n], 1.0, 1.0) for n in range(4)]
+    for group in step:
+        for number, episode in enumerate(group.trajectories):
+            episode.reward_parts = {"searches": float(number)}
+    budget = BudgetConfig(part="searches", rate=0.1, limit=1.0)
+    config = TrainerConfig(
+        steps=10, prompts_per_step=4, budget=budget, dynamic_sampling=DynamicSamplingConfig(enabled=True)
+    )
+    free, priced = FakePool(always=True), FakePool(always=True)
+    await Refill(free, TASKS, config, Shaping(budget=budget), Sampling(), seed=0).complete(step, 0)  # type: ignore[arg-type]
+    await Refill(priced, TASKS, config, Shaping(budget=budget), Sampling(), seed=0).complete(step, 0, 0.1)  # type: ignore[arg-type]
+    assert (len(free.requests), len(priced.requests)) == (4, 0)
