@@ -14,9 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.harness import ROOT
+from bench.harness import ROOT, Figure
 from bench.retrieval import load, world
-from search_agent.retrieval.index.building import build_index
 from search_agent.retrieval.server.child import start_server
 
 CONNECTIONS = 64
@@ -37,9 +36,7 @@ class Measured:
 
 def measure(num_passages: int, seconds: float) -> tuple[Measured, Measured]:
     """(ours, the published shape)"""
-    corpus = world.corpus(num_passages)
-    index = corpus.with_name(corpus.name + ".index")
-    build_index(corpus, index)
+    corpus, index = world.indexed(num_passages)
     asked = world.queries(20_000)
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"
@@ -56,6 +53,18 @@ def measure(num_passages: int, seconds: float) -> tuple[Measured, Measured]:
         raise SystemExit(f"failed requests: ours {loads[0].failed}, theirs {loads[1].failed}")
     ours, theirs = (Measured(*parts) for parts in zip(loads, memory_mb, ready_s, strict=True))
     return ours, theirs
+
+
+def compared(ours: Measured, theirs: Measured, reach: float) -> Iterator[Figure]:
+    """Rates and latencies, side by side; ``reach`` is how many times as many queries ours has to answer."""
+    rate_ours, rate_theirs = ours.load.per_second, theirs.load.per_second
+    yield Figure.at_least("queries per second, ours / theirs", rate_ours / rate_theirs, "x", reach)
+    per_cpu = ours.load.per_cpu_second / theirs.load.per_cpu_second
+    yield Figure("queries per CPU second of the server, ours / theirs", per_cpu, "x")
+    yield Figure("queries per second, ours", rate_ours, "1/s")
+    yield Figure("queries per second, theirs", rate_theirs, "1/s")
+    yield Figure("p99 latency, ours", ours.load.quantile_s(0.99) * 1e3, "ms")
+    yield Figure("p99 latency, theirs", theirs.load.quantile_s(0.99) * 1e3, "ms")
 
 
 def _in_turns(sides: Sequence[tuple[str, int]], asked: Sequence[str], seconds: float) -> list[load.Load]:

@@ -16,7 +16,6 @@ from bench.harness import Figure, main
 from bench.retrieval import world
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.index.building import build_index
 from search_agent.retrieval.server.child import start_server
 
 REACH = {64: 6.0, 512: 8.0}
@@ -24,9 +23,7 @@ REACH = {64: 6.0, 512: 8.0}
 
 def figures(quick: bool) -> Iterator[Figure]:
     """``--quick`` asks 1,500 queries of each client instead of 12,000."""
-    corpus = world.corpus(20_000 if quick else 100_000)
-    index = corpus.with_name(corpus.name + ".index")
-    build_index(corpus, index)
+    corpus, index = world.indexed(20_000 if quick else 100_000)
     asked = list(dict.fromkeys(world.queries(1_500 if quick else 12_000)))
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -16,7 +16,6 @@ from bench.retrieval import world
 from search_agent.retrieval.backends.maxscore import MaxScoreKernel
 from search_agent.retrieval.index import index_files
 from search_agent.retrieval.index.analysis import Analyzer
-from search_agent.retrieval.index.building import build_index
 from search_agent.retrieval.index.postings import Batch, Postings, Range
 
 BATCH = 512
@@ -28,9 +27,7 @@ Scores = npt.NDArray[Any]
 def figures(quick: bool) -> Iterator[Figure]:
     """``--quick`` uses 50,000 passages instead of 1,000,000."""
     num_passages = 50_000 if quick else 1_000_000
-    corpus = world.corpus(num_passages)
-    folder = corpus.with_name(corpus.name + ".index")
-    build_index(corpus, folder)
+    _, folder = world.indexed(num_passages)
     postings = index_files.open_postings(folder, num_passages)
     batch, kernel = _batch(postings), MaxScoreKernel(postings)
     for k in (3, 20):

@@ -18,7 +18,6 @@ import psutil
 from bench.harness import ROOT, Figure, main
 from bench.retrieval import world
 from search_agent.retrieval.client.transport import Transport
-from search_agent.retrieval.index.building import build_index
 
 KILLS = 2
 DOWN_S = 1.0
@@ -50,9 +49,7 @@ class Server:
 def figures(quick: bool) -> Iterator[Figure]:
     """``--quick`` takes 30 s and 200 connections instead of 10 min and 1,000."""
     seconds, connections = (30, 200) if quick else (600, 1000)
-    corpus = world.corpus(20_000 if quick else 100_000)
-    index = corpus.with_name(corpus.name + ".index")
-    build_index(corpus, index)
+    corpus, index = world.indexed(20_000 if quick else 100_000)
     server = Server(corpus, index, port=20_000 + os.getpid() % 20_000)
     try:
         answered, wrong, lost, early, late = asyncio.run(_soak(server, seconds, connections))

@@ -14,6 +14,8 @@ import numpy as np
 
 from bench.harness import ROOT
 from search_agent.retrieval.index.analysis import STOP_WORDS
+from search_agent.retrieval.index.building import build_index
+from search_agent.retrieval.server.loading import default_folder
 
 VOCABULARY = 200_000
 PASSAGE_WORDS = 100
@@ -42,6 +44,13 @@ def corpus(num_passages: int) -> Path:
                     file.write(json.dumps({"id": str(number), "contents": f'"{title}"\n{text}'}) + "\n")
         partial.rename(path)
     return path
+
+
+def indexed(num_passages: int) -> tuple[Path, Path]:
+    """The corpus and its finished index, built the first time."""
+    path = corpus(num_passages)
+    build_index(path, default_folder(path))
+    return path, default_folder(path)
 
 
 def draws(block: int, num_passages: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

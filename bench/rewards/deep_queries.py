@@ -20,7 +20,6 @@ from bench.retrieval.against import peer
 from search_agent.evaluation.metrics import ndcg
 from search_agent.retrieval.client.client import RetrievalClient
 from search_agent.retrieval.config import ClientConfig
-from search_agent.retrieval.index.building import build_index
 from search_agent.retrieval.server.child import start_server
 
 QUERIES, DEPTH = 2560, 1000
@@ -31,9 +30,7 @@ TURNS = 2
 
 def figures(quick: bool) -> Iterator[Figure]:
     """The rate of each side, over all its turns."""
-    corpus = world.corpus(20_000 if quick else 100_000)
-    index = corpus.with_name(corpus.name + ".index")
-    build_index(corpus, index)
+    corpus, index = world.indexed(20_000 if quick else 100_000)
     asked = world.queries(QUERIES)
     grades = {"0": 1.0}
     with tempfile.TemporaryDirectory() as scratch:
