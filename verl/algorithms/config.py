@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Literal
 
-from verl.errors import require
+from verl.errors import above, at_least, require, within
 
 AdvantageName = Literal[
     "grpo",
@@ -63,9 +63,10 @@ class AdvantageConfig:
     """GAE's lambda: 1 trusts returns (no bias), below 1 trusts the critic (less variance); Search-R1's value."""
 
     def __post_init__(self) -> None:
-        require(0 < self.gamma <= 1, "advantage.gamma", self.gamma, "write a number in (0, 1]")
-        require(0 <= self.lam <= 1, "advantage.lam", self.lam, "write a number in [0, 1]")
-        require(self.epsilon > 0, "advantage.epsilon", self.epsilon, "write a small positive number, such as 1e-6")
+        above(self, 0, "gamma", most=1)
+        within(self, 0, 1, "lam")
+        above(self, 0, "epsilon", "temperature")
+        at_least(self, 2, "k")
         require(
             (self.name == "gdpo") == bool(self.parts),
             "advantage.parts",
@@ -76,14 +77,12 @@ class AdvantageConfig:
             require(
                 weight != 0 and isfinite(weight), f"advantage.parts.{part}", weight, "write a weight, or leave it out"
             )
-        require(self.temperature > 0, "advantage.temperature", self.temperature, "write a positive number")
         require(
             self.weight == "softmax" or self.name == "softmax",
             "advantage.weight",
             self.weight,
             "it says something with advantage.name=softmax only",
         )
-        require(self.k is None or self.k >= 2, "advantage.k", self.k, "write 2 or more, or null for the whole group")
 
     @property
     def needs_critic(self) -> bool:
@@ -148,11 +147,9 @@ class CorrectionConfig:
         return self.reject_mean_above is not None or self.reject_max_above is not None
 
     def __post_init__(self) -> None:
-        for key in ("reject_mean_above", "reject_max_above"):
-            bound = getattr(self, key)
-            require(bound is None or bound > 0, f"loss.correction.{key}", bound, "write a positive number, or null")
-        require(self.high >= 1, "loss.correction.high", self.high, "write 1 or more, such as 2.0")
-        require(0 <= self.low <= 1, "loss.correction.low", self.low, "write a number in [0, 1], such as 0.5")
+        above(self, 0, "reject_mean_above", "reject_max_above")
+        at_least(self, 1, "high")
+        within(self, 0, 1, "low")
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ class GuardConfig:
     ``rollout`` (the weights that sampled) also works with one update where samples are stale."""
 
     def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "loss.guard.coefficient", self.coefficient, "write 0 or more")
+        at_least(self, 0, "coefficient")
 
 
 @dataclass(frozen=True)
@@ -214,20 +211,11 @@ class LossConfig:
     """Likelihood-displacement guard."""
 
     def __post_init__(self) -> None:
-        low, high = self.clip
-        require(0 < low <= 1, "loss.clip_low", low, "write a number in (0, 1], such as 0.2")
-        require(high > 0, "loss.clip_high", high, "write a positive number, such as 0.2")
-        require(self.dual_clip is None or self.dual_clip > 1, "loss.dual_clip", self.dual_clip, "write > 1, or null")
-        for key in ("sapo_temperature_positive", "sapo_temperature_negative", "kto_beta"):
-            require(getattr(self, key) > 0, f"loss.{key}", getattr(self, key), "write a positive number")
-        for key in ("kto_desirable_weight", "kto_undesirable_weight", "kl_coefficient", "entropy_coefficient"):
-            require(getattr(self, key) >= 0, f"loss.{key}", getattr(self, key), "write 0 or more")
-        require(
-            self.off_policy_mask is None or self.off_policy_mask > 0,
-            "loss.off_policy_mask",
-            self.off_policy_mask,
-            "write a positive number of nats a token, such as 0.1, or null",
-        )
+        above(self, 0, "clip_low", most=1)
+        above(self, 0, "clip_high", "off_policy_mask", "constant_tokens")
+        above(self, 1, "dual_clip")
+        above(self, 0, "sapo_temperature_positive", "sapo_temperature_negative", "kto_beta")
+        at_least(self, 0, "kto_desirable_weight", "kto_undesirable_weight", "kl_coefficient", "entropy_coefficient")
         self._check_aggregation()
 
     def _check_aggregation(self) -> None:
@@ -242,12 +230,6 @@ class LossConfig:
             "loss.constant_tokens",
             self.constant_tokens,
             "write a length in tokens with loss.aggregation=token-sum-constant, and null with any other",
-        )
-        require(
-            self.constant_tokens is None or self.constant_tokens > 0,
-            "loss.constant_tokens",
-            self.constant_tokens,
-            "write a positive number of tokens",
         )
 
     @property
@@ -301,7 +283,7 @@ class ValueLossConfig:
     """How far a value may move from the old one before its loss is flat, in units of reward; null for no clip."""
 
     def __post_init__(self) -> None:
-        require(self.clip is None or self.clip > 0, "clip", self.clip, "write a positive number, or null")
+        above(self, 0, "clip")
 
 
 @dataclass(frozen=True)
@@ -314,5 +296,5 @@ class TurnCreditConfig:
     """Discount from one turn to the next: a turn is credited with later gains too, as it led to them."""
 
     def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "turn_credit.coefficient", self.coefficient, "write 0 or more")
-        require(0 <= self.gamma <= 1, "turn_credit.gamma", self.gamma, "write a number in [0, 1]")
+        at_least(self, 0, "coefficient")
+        within(self, 0, 1, "gamma")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from verl.algorithms.config import KlEstimator
-from verl.errors import require
+from verl.errors import above, at_least, require
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class KlRewardConfig:
     """Over this many sequences an error of 20 % or more moves the coefficient by 20 %; Ziegler's value."""
 
     def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "kl_reward.coefficient", self.coefficient, "write 0 or more")
-        require(self.target > 0, "kl_reward.target", self.target, "write a positive number of nats")
-        require(self.horizon_sequences > 0, "kl_reward.horizon_sequences", self.horizon_sequences, "write 1 or more")
+        at_least(self, 0, "coefficient")
+        above(self, 0, "target", "horizon_sequences")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class DynamicSamplingConfig:
     """Rounds of extra sampling a step; then the step goes ahead with the groups it has, and counts what it lacks."""
 
     def __post_init__(self) -> None:
-        require(self.max_refills >= 0, "dynamic_sampling.max_refills", self.max_refills, "write 0 or more")
+        at_least(self, 0, "max_refills")
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class OverlongConfig:
     """Reward lost at the limit and beyond; DAPO's value."""
 
     def __post_init__(self) -> None:
-        require(self.buffer_tokens >= 0, "overlong.buffer_tokens", self.buffer_tokens, "write 0 or more")
-        require(self.penalty > 0, "overlong.penalty", self.penalty, "write a positive number")
+        at_least(self, 0, "buffer_tokens")
+        above(self, 0, "penalty")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,8 @@ class BudgetConfig:
     """The highest price; 1 is what a right answer earns in most rewards."""
 
     def __post_init__(self) -> None:
+        at_least(self, 0, "rate", "limit", "max_price")
         require(0 <= self.price <= self.max_price, "budget.price", self.price, "write 0 to budget.max_price")
-        require(self.rate >= 0, "budget.rate", self.rate, "write 0 or more")
-        require(self.limit >= 0, "budget.limit", self.limit, "write 0 or more")
         priced = bool(self.price or self.rate)
         require(priced == bool(self.part), "budget.part", self.part, "write it with budget.price or budget.rate")
 
@@ -102,14 +100,8 @@ class AlarmConfig:
     """Steps in a row that a smoothed signal stays beyond its bound before it sounds."""
 
     def __post_init__(self) -> None:
-        for key in ("good_logprob_drop", "entropy_above", "kl_above"):
-            require(getattr(self, key) > 0, f"alarms.{key}", getattr(self, key), "write a positive number")
+        above(self, 0, "good_logprob_drop", "entropy_above", "kl_above")
+        above(self, 0, "uniform_groups_above", most=1)
+        at_least(self, 1, "patience_steps")
         require(0 <= self.entropy_below < self.entropy_above, "alarms.entropy_below", self.entropy_below, "write less")
         require(0 <= self.smoothing < 1, "alarms.smoothing", self.smoothing, "write a number in [0, 1)")
-        require(self.patience_steps >= 1, "alarms.patience_steps", self.patience_steps, "write 1 or more")
-        require(
-            0 < self.uniform_groups_above <= 1,
-            "alarms.uniform_groups_above",
-            self.uniform_groups_above,
-            "write a share in (0, 1]",
-        )

@@ -43,12 +43,8 @@ class ClusterConfig:
         at_least(self, 1, "learner_ranks", "learner_threads")
         at_least(self, 0, "max_worker_restarts", "gpus_per_process")
         at_least(self, 80, "object_store_mib")  # Ray needs as much
-        above(self, 0, "gpu_memory_gib", "start_timeout_s")
-        if not 0 < self.stall_warning_s <= self.stall_error_s:
-            raise UserError(
-                f"stall_warning_s is {self.stall_warning_s} and stall_error_s {self.stall_error_s}: write seconds "
-                "above 0, the second at least the first"
-            )
+        above(self, 0, "gpu_memory_gib", "start_timeout_s", "stall_warning_s", "stall_error_s")
+        at_least(self, self.stall_warning_s, "stall_error_s")
         if self.placement == "shared" and self.gpus_per_process > 0.5:
             raise UserError(
                 f"gpus_per_process is {self.gpus_per_process} with placement=shared: two processes share a GPU, write "

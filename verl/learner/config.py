@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from verl.algorithms.config import ValueLossConfig
-from verl.errors import at_least, require
+from verl.errors import above, at_least, require, within
 
 Precision = Literal["float32", "bfloat16", "float64"]
 HeadPrecision = Literal["auto", "float32", "model"]
@@ -36,11 +36,10 @@ class OptimizerConfig:
     """Bound on the global 2-norm of the gradient; a larger gradient is scaled down to it. 1.0 is the field's habit."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "write a number above 0")
+        above(self, 0, "learning_rate", "grad_clip")
         require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "write two numbers in [0, 1)")
         at_least(self, 0, "weight_decay", "warmup_steps")
-        require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", self.final_lr_fraction, "write 0 to 1")
-        require(self.grad_clip > 0, "grad_clip", self.grad_clip, "write a number above 0 (inf for no clipping)")
+        within(self, 0, 1, "final_lr_fraction")
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,9 @@ class LoraConfig:
         return self.alpha / self.rank
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "lora.rank", self.rank, "write 1 or more")
-        require(self.alpha >= 1, "lora.alpha", self.alpha, "write 1 or more")
-        require(self.plus_ratio > 0, "lora.plus_ratio", self.plus_ratio, "write a number above 0")
-        require(self.seed >= 0, "lora.seed", self.seed, "write 0 or more")
+        at_least(self, 1, "rank", "alpha")
+        above(self, 0, "plus_ratio")
+        at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -127,5 +125,5 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks")
-        require(self.shard_ranks is None or self.shard_ranks >= 1, "shard_ranks", self.shard_ranks, "write 1 or more")
+        at_least(self, 1, "shard_ranks")
         at_least(self, 0, "max_skipped_steps")

@@ -65,7 +65,7 @@ PACKAGE = Path(verl.algorithms.__file__).parent
 def test_a_bad_value_names_its_key_in_one_line(make: Callable[[], object], key: str) -> None:
     with pytest.raises(UserError) as caught:
         make()
-    assert str(caught.value).startswith(f"{key}=")
+    assert str(caught.value).startswith((f"{key}=", f"{key.rpartition('.')[2]}="))  # whose it is, its group adds
     assert "\n" not in str(caught.value)
 
 

@@ -71,7 +71,7 @@ def test_norm_is_that_of_all_gradients_together_and_scaling_is_in_place(mesh: De
         (lambda: OptimizerConfig(grad_clip=0.0), "grad_clip"),
         (lambda: LearnerConfig(max_tokens_per_microbatch=0), "max_tokens_per_microbatch"),
         (lambda: LearnerConfig(sequence_ranks=0), "sequence_ranks"),
-        (lambda: LoraConfig(rank=0), "lora.rank"),
+        (lambda: LoraConfig(rank=0), "^rank=0"),
     ],
 )
 def test_impossible_values_are_refused_by_key(make: object, key: str) -> None:
