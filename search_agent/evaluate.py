@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     from search_agent.console.screen import say, screen
     from search_agent.evaluation.choices import chosen
     from search_agent.evaluation.journal import alone
+    from search_agent.evaluation.judge import judge_stage, split_judge
     from search_agent.evaluation.playing import evaluate_served
     from search_agent.evaluation.served import split_endpoint
     from search_agent.manifests import address_faults
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
 
-    served, others = split_endpoint(chosen(arguments))
+    judge, others = split_judge(chosen(arguments))
+    served, others = split_endpoint(others)
     named = last_value(others, "model") is not None
     config = evaluated_config(others if named or served is None else [*others, f"model={served.endpoint_model}"])
     refuse(address_faults(config) + ([] if served else model_faults(config) + path_faults(config.cluster)))
@@ -57,6 +59,12 @@ def main(arguments: Sequence[str]) -> int:
                 result = asyncio.run(evaluate(config, folder, guardian.scratch, results))
         model = served.endpoint_model if served else config.model
         folder.write_json("evaluation.json", {"model": model, **(served.played if served else {}), **result})
+        if judge is not None:
+            for name, found in result.items():
+                judged = judge_stage(folder.path, f"eval-{name}", judge)
+                found |= judged.numbers()
+                found["warnings"] += judged.doubts()
+            folder.write_json("evaluation.json", {"model": model, **(served.played if served else {}), **result})
     console = screen()
     episodes = " and ".join(f"{found['n']} {name}" for name, found in result.items())
     console.print(evaluation_table(f"{model}, {episodes} episodes", {"": result}))

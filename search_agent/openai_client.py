@@ -21,6 +21,8 @@ from verl.errors import InfrastructureError, UserError
 
 _CONNECTIONS = 256
 _REFUSED = (400, 422)
+_MOST_STOPS = 4
+"""Stop strings that a server takes which has refused more of them: OpenAI's own bound."""
 _BEYOND = {"include_stop_str_in_output": True}
 
 
@@ -106,6 +108,8 @@ class OpenAIClient:
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._strict = False
         """Whether the server knows OpenAI's own fields alone."""
+        self._few_stops = False
+        """Whether it has refused more stop strings than four: then the others are found here, in what it wrote."""
 
     async def __aenter__(self) -> OpenAIClient:
         self._session = aiohttp.ClientSession(
@@ -143,10 +147,16 @@ class OpenAIClient:
     ) -> list[Completion]:
         beyond = {} if self._strict else beyond
         request = {"model": self._endpoint.model, **asked, **beyond}
+        many = len(draw.stop) > _MOST_STOPS and not self._few_stops
+        if self._few_stops and draw.stop:
+            request["stop"] = list(draw.stop[:_MOST_STOPS])
         reply = await self._http.exchange("POST", path, orjson.dumps(request), self._headers)
         if reply.status in _REFUSED and beyond and any(name.encode() in reply.raw for name in beyond):
             self._strict = True
             return await self._ask(path, asked, draw, {})
+        if reply.status in _REFUSED and many and b"stop" in reply.raw:
+            self._few_stops = True
+            return await self._ask(path, asked, draw, beyond)
         if reply.status != 200:
             kind = Refused if reply.status in (*_REFUSED, 413) else UserError
             raise kind(f"endpoint: POST {path} was refused with status {reply.status}: {excerpt(reply.raw)}")
@@ -179,9 +189,13 @@ def _completion(choice: Mapping[str, Any], stops: Sequence[str], usage: Mapping[
     told = choice.get("stop_reason") or choice.get("matched_stop")  # vLLM's word, SGLang's word
     stop = told if isinstance(told, str) and told in stops else None
     text = text or ""
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if stop is not None and not text.endswith(stop):
         text += stop
-    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    ends = [begin + len(one) for one in stops if (begin := text.find(one)) >= 0]
+    if ends and (min(ends) < len(text) or stop is None):  # one that the server was not told, or passed over
+        text, ids, choice = text[: min(ends)], None, {**choice, "finish_reason": "stop"}
+        stop = next(one for one in stops if text.endswith(one))
     return Completion(
         text,
         str(choice.get("finish_reason")),

@@ -24,7 +24,9 @@ from bench.__main__ import names, select
 from search_agent import train
 from search_agent.console.command import load_config, results_config
 from search_agent.evaluate import evaluated_config
+from search_agent.evaluation import judge
 from search_agent.evaluation.choices import chosen
+from search_agent.evaluation.judge import split_judge
 from search_agent.evaluation.served import split_endpoint
 from search_agent.retrieval.config import ServerConfig
 from search_agent.retrieval.server.child import start_server
@@ -109,7 +111,7 @@ def trains(arguments: Sequence[str], place: Path) -> None:
 
 
 def evaluates(arguments: Sequence[str], place: Path) -> None:
-    _, others = split_endpoint(chosen(arguments))
+    _, others = split_endpoint(split_judge(chosen(arguments))[1])
     model = [] if any(word.startswith("model=") for word in others) else [f"model={place / 'run'}"]
     assert evaluated_config([*others, *model]).name
 
@@ -152,6 +154,8 @@ def accepted(command: Command, place: Path) -> None:
         assert select([word for word in arguments if "=" not in word], names())
     elif what.startswith("cmd/") and script in SAVED:
         reads_saved(SAVED[script], arguments)
+    elif what == judge.__name__:
+        assert judge.read_arguments(arguments)
     elif what.startswith(("search_agent.evaluation", "search_agent.viewer")):
         reads_saved(SAVED.get(what.rpartition(".")[2], what), arguments)
     elif what.endswith(".sh"):

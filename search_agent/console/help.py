@@ -37,6 +37,7 @@ Score a model on the test questions, greedily and sampled; without arguments, th
   bash cmd/eval.sh model=runs/RUN evaluation.test_tasks=100    the first 100 questions
   bash cmd/eval.sh model=runs/RUN method=ircot                 the same model by direct, rag, ircot, iterretgen or given
   bash cmd/eval.sh model=runs/RUN benchmark=nq,hotpotqa        published sets, or a folder as FlashRAG or BEIR have it
+  bash cmd/eval.sh model=runs/RUN judge.endpoint=http://HOST:PORT/v1 judge.model=NAME   and by a language model
   bash cmd/eval.sh endpoint=http://HOST:PORT/v1 endpoint_model=NAME model=FOLDER   what a server of OpenAI's API serves;
       endpoint_api=chat sends messages, endpoint_key=VARIABLE holds the key, endpoint_concurrency=64 at once""",
     "ask": """bash cmd/ask.sh [model=RUN or HUGGING_FACE_FOLDER] [key=value ...] "question"

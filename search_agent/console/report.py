@@ -30,6 +30,7 @@ _ROWS = (
     ("evidence/right_without", "right without evidence"),
     ("f1", "F1"),
     ("cover", "cover match"),
+    ("judge", "correct by the judge"),
     ("accuracy", "execution accuracy"),
 )
 _RANKED = re.compile(r"[a-z]+@\d+")

@@ -35,7 +35,7 @@ class Journal:
         file, found = self._file(stage), dict[Key, Trajectory]()
         if not file.exists():
             return found
-        _cut_torn_line(file)
+        cut_torn_line(file)
         for episode in read_episodes(file):
             played = episode.trajectory
             task = tasks.get(played.task_id)
@@ -59,7 +59,8 @@ def stamp(model: str) -> list[tuple[str, int, int]]:
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def _cut_torn_line(file: Path) -> None:
+def cut_torn_line(file: Path) -> None:
+    """Take away a last line without its end."""
     content = file.read_bytes()
     if content and not content.endswith(b"\n"):
         os.truncate(file, content.rfind(b"\n") + 1)

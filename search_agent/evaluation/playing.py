@@ -4,7 +4,7 @@ engines of rollout workers. Either way each episode is on disk as soon as it has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ async def evaluate_served(
         agent = spec(tokenizer)
         async with OpenAIClient(served.address) as client:
             chats = served.endpoint_api == "chat"
-            engine: Engine = Chatting(client, tokenizer) if chats else Continuing(client, tokenizer)
+            make: Callable[..., Engine] = Chatting if chats else Continuing
+            engine = make(client, tokenizer, seeds=served.endpoint_seeds)
             await agent.open()
             try:
                 playing = play(open_, agent, engine, served.endpoint_concurrency)

@@ -30,6 +30,9 @@ class Served:
     """The environment variable that holds the key."""
     endpoint_concurrency: int = 64
     """Episodes at once."""
+    endpoint_seeds: bool = True
+    """Whether sampled turns are asked for with seeds of their own, as engines here do; false for a server that takes
+    none, or dies of them as vLLM's does on CPUs."""
 
     def __post_init__(self) -> None:
         if self.endpoint_api not in get_args(Api):
@@ -45,7 +48,9 @@ class Served:
     @property
     def played(self) -> dict[str, Any]:
         """What decides the answers: two evaluations that share it, and a configuration, are one."""
-        return {"endpoint_model": self.endpoint_model, "endpoint_api": self.endpoint_api, "endpoint": self.endpoint}
+        return {"endpoint_model": self.endpoint_model, "endpoint_api": self.endpoint_api, "endpoint": self.endpoint} | (
+            {} if self.endpoint_seeds else {"endpoint_seeds": False}
+        )
 
 
 def split_endpoint(arguments: Sequence[str]) -> tuple[Served | None, list[str]]:
@@ -63,7 +68,11 @@ def split_endpoint(arguments: Sequence[str]) -> tuple[Served | None, list[str]]:
     number = given.pop("endpoint_concurrency", "64")
     if not number.isdecimal():
         raise UserError(f"endpoint_concurrency={number}: write a whole number")
+    seeds = given.pop("endpoint_seeds", "true")
+    if seeds not in ("true", "false"):
+        raise UserError(f"endpoint_seeds={seeds}: write true or false")
     told: dict[str, Any] = {"endpoint_model": "", **given, "endpoint_concurrency": int(number)}
+    told["endpoint_seeds"] = seeds == "true"
     return Served(**told), others
 
 
@@ -71,13 +80,15 @@ class Continuing:
     """Implements ``verl.rollout.interfaces.Engine`` over ``/v1/completions``: ids go out, and come back where the
     server says them; else its text is read with the tokenizer that the prompt was written with."""
 
-    def __init__(self, client: OpenAIClient, tokenizer: Any) -> None:
-        self._client, self._tokenizer = client, tokenizer
+    def __init__(self, client: OpenAIClient, tokenizer: Any, *, seeds: bool = True) -> None:
+        self._client, self._tokenizer, self._seeds = client, tokenizer, seeds
 
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
         """See ``Engine``. Raises UserError if the server refuses the request."""
         refuse_images(turn)
-        [found] = await self._client.complete(token_ids, _draw(turn, sampling, seed, logprobs=True))
+        [found] = await self._client.complete(
+            token_ids, _draw(turn, sampling, seed if self._seeds else None, logprobs=True)
+        )
         if found.token_ids is None:
             return read(found, turn.stop, self._tokenizer)
         ids = list(found.token_ids)
@@ -87,8 +98,8 @@ class Continuing:
 class Chatting:
     """Implements ``Engine`` over ``/v1/chat/completions``: the ids are those of ``ChatTokens``."""
 
-    def __init__(self, client: OpenAIClient, tokenizer: ChatTokens) -> None:
-        self._client, self._tokenizer = client, tokenizer
+    def __init__(self, client: OpenAIClient, tokenizer: ChatTokens, *, seeds: bool = True) -> None:
+        self._client, self._tokenizer, self._seeds = client, tokenizer, seeds
 
     async def generate(self, token_ids: Sequence[int], turn: Turn, sampling: Sampling, seed: int) -> Generation:
         """See ``Engine``; pictures go before the text of the user's first message."""
@@ -96,7 +107,8 @@ class Chatting:
         if turn.images:
             first = next(message for message in messages if message["role"] == "user")
             first["content"] = [*map(picture, turn.images), {"type": "text", "text": first["content"]}]
-        [found] = await self._client.chat(messages, _draw(turn, sampling, seed, logprobs=False))
+        draw = _draw(turn, sampling, seed if self._seeds else None, logprobs=False)
+        [found] = await self._client.chat(messages, draw)
         return read(found, turn.stop, self._tokenizer)
 
 
@@ -122,9 +134,16 @@ def cut_at(text: str, stops: Sequence[str]) -> str | None:
     return None if begin < 0 or f"</{tag}>" in text[begin:] else f"</{tag}>"
 
 
-def _draw(turn: Turn, sampling: Sampling, seed: int, *, logprobs: bool) -> Draw:
+def _draw(turn: Turn, sampling: Sampling, seed: int | None, *, logprobs: bool) -> Draw:
+    drawn = sampling.temperature > 0  # the most likely token needs no seed, and some servers refuse one
     return Draw(
-        turn.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, turn.stop, seed, logprobs=logprobs
+        turn.max_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        turn.stop,
+        seed if drawn else None,
+        logprobs=logprobs,
     )
 
 

@@ -102,6 +102,8 @@ class ComposingEnvironment(SearchEnvironment):
         if not isinstance(action, Call):
             self._outcome = ("finished", "the turn says nothing")
             return None
+        if len(self._prompt([]).token_ids) > self._limit(self._searches + 1):  # what was written has filled it
+            return self._full()
         record = await self._search(action)
         piece, shown = self._compose()
         return Observation(piece.token_ids, piece.text, _visible((record,), shown), self._prefill, anew=True)
@@ -118,7 +120,7 @@ class ComposingEnvironment(SearchEnvironment):
 
     def _compose(self) -> tuple[Piece, set[str]]:
         """The prompt of the next turn, and which passages it shows."""
-        limit = self._limit()
+        limit = self._limit(self._searches)
         passages = list(self._found)
         while len((piece := self._prompt(passages)).token_ids) > limit:
             if not passages:
@@ -137,10 +139,10 @@ class ComposingEnvironment(SearchEnvironment):
         self._told_last = len(self._written) == self._config.max_turns
         return piece, {passage.id for passage in passages}
 
-    def _limit(self) -> int:
-        """Tokens of a prompt: within its bounds, and with room for a turn in the context."""
-        config, searches = self._config, self._searches if self._protocol.shows == "all" else min(1, self._searches)
-        bound = config.max_prompt_tokens + searches * config.max_observation_tokens
+    def _limit(self, searches: int) -> int:
+        """Tokens of a prompt after so many searches: within its bounds, and with room for a turn in the context."""
+        config, shown = self._config, searches if self._protocol.shows == "all" else min(1, searches)
+        bound = config.max_prompt_tokens + shown * config.max_observation_tokens
         return min(bound, max(self._context - config.max_tokens_per_turn, self._context // 2))
 
     def _prompt(self, passages: Sequence[Document]) -> Piece:

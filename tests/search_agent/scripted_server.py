@@ -26,6 +26,10 @@ class Scripted:
     key: str | None = None
     status: list[int] = field(default_factory=list)
     """Statuses of the next replies, in place of an answer."""
+    most_stops: int | None = None
+    """How many stop strings it takes; None: any number."""
+    deaf: bool = False
+    """Whether it passes stop strings over."""
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def start(self) -> str:
@@ -52,6 +56,8 @@ class Scripted:
             return JSONResponse({"error": {"message": "no such key"}}, 401)
         if self.strict and (more := {"return_token_ids", "include_stop_str_in_output"} & set(asked)):
             return JSONResponse({"error": {"message": f"Unrecognized request argument: {sorted(more)[0]}"}}, 400)
+        if self.most_stops is not None and len(asked.get("stop", ())) > self.most_stops:
+            return JSONResponse({"error": {"message": "stop: at most 4 strings", "param": "stop"}}, 400)
         return {"choices": [make(asked) for _ in range(asked.get("n", 1))]}
 
     def _completion(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class Scripted:
 
     def _stopped(self, prompt: str, asked: dict[str, Any]) -> tuple[str, str | None]:
         text = self.policy(prompt)
-        found = [(text.find(stop), stop) for stop in asked.get("stop", ()) if stop in text]
+        found = [(text.find(stop), stop) for stop in asked.get("stop", ()) if stop in text and not self.deaf]
         if not found:
             return text, None
         begin, stop = min(found)

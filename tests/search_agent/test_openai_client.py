@@ -86,3 +86,23 @@ def test_an_address_that_is_none_is_told_before_anything_is_asked() -> None:
         Endpoint(("host:8000",), "m")
     with pytest.raises(UserError, match="endpoint_model= is missing"):
         Endpoint(("http://host:8000/v1",), "")
+
+
+def test_a_server_that_takes_four_stop_strings_is_told_four_and_the_others_are_found_here() -> None:
+    server = Scripted(lambda prompt: "one <e> two <b> three", most_stops=4)
+    stops = ("<a>", "<b>", "<c>", "<d>", "<e>")
+
+    async def twice(client: OpenAIClient) -> list[Any]:
+        return [await client.complete("who", Draw(9, stop=stops)) for _ in range(2)]
+
+    for [answer] in ask(server.start(), twice):
+        assert (answer.text, answer.stop, answer.finish_reason) == ("one <e>", "<e>", "stop")
+    assert [len(asked["stop"]) for asked in server.asked] == [5, 4, 4]
+
+
+def test_a_stop_string_that_a_server_passed_over_ends_the_answer_here() -> None:
+    server = Scripted(lambda prompt: SEARCH, deaf=True)
+    [answer] = ask(
+        server.start(), lambda client: client.chat([{"role": "user", "content": "who"}], Draw(9, stop=("</search>",)))
+    )
+    assert (answer.text, answer.stop) == ("<search> who </search>", "</search>")

@@ -118,6 +118,7 @@ def test_what_names_an_endpoint_is_taken_from_the_command_line() -> None:
         (["endpoint=http://a/v1", "endpoint_model=m", "endpoint_api=x"], "completions or chat"),
         (["endpoint=http://a/v1", "endpoint_model=m", "endpoint_concurrency=x"], "a whole number"),
         (["endpoint=http://a/v1", "endpoint_model=m", "endpoint_concurrency=0"], "1 or more"),
+        (["endpoint=http://a/v1", "endpoint_model=m", "endpoint_seeds=x"], "true or false"),
     ]:
         with pytest.raises(UserError, match=told):
             split_endpoint(wrong)
@@ -171,6 +172,7 @@ def test_the_command_scores_a_served_model_and_goes_on_where_it_was(
     found = json.loads((folder / "evaluation.json").read_text())
     assert (found["endpoint_model"], found["greedy"]["em"], found["greedy"]["searches"]) == ("m", 1.0, 1.0)
     assert found["sampled"]["n"] > 0
+    assert {asked["temperature"]: "seed" in asked for asked in server.asked} == {0.0: False, 1.0: True}
     assert len(list(read_episodes(folder / "trajectories" / "eval-greedy_000000.jsonl.gz"))) == 3
 
     server.asked.clear()

@@ -163,6 +163,18 @@ def test_passages_that_find_no_room_are_left_out_and_not_recorded(method: Any, t
         engine.read, engine.turns, strict=True))  # fmt: skip
 
 
+def test_a_chain_that_fills_the_prompt_ends_the_episode_and_not_the_command(tokenizer: Any) -> None:
+    protocol = ircot.build(ircot.Config())
+    context = len(tokenizer(protocol.prompt(TASK.question))["input_ids"]) + 160
+    long = "mara wrote it " * 20 + "."
+    played, engine, library = play(
+        protocol, [long] * 9, tokenizer, max_turns=8, context=context, max_tokens_per_turn=100
+    )
+    assert (played.outcome, played.reason.partition(";")[0]) == ("truncated", "the context is full")
+    assert len(library.queries) == len(engine.read) < 9
+    assert protocol.read(played).answer is None
+
+
 def test_the_context_of_a_turn_is_its_own_prompt_and_survives_being_saved(tokenizer: Any) -> None:
     played, engine, _ = play(iterretgen.build(iterretgen.Config()), ["one", "two"], tokenizer, max_turns=1)
     again = Trajectory.from_record(played.to_record())
