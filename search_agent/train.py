@@ -67,8 +67,11 @@ def print_plan(config: RunConfig, path: Path) -> int:
     """What ``dry_run=true`` prints: keys, plan, what this machine lacks. Raises UserError with what cannot work."""
     from search_agent.data.inputs import count_tasks
     from search_agent.planning.plan import make_plan
+    from search_agent.planning.prediction import as_recorded, steps_of
     from search_agent.planning.preflight import config_faults, known_shape, machine_faults
+    from verl.tracking.jsonl import read_metrics
     from verl.trainer.model_shape import read_shape
+    from verl.trainer.run_folder import RunFolder
 
     print(to_yaml(results_config(config)))
     faults = config_faults(config)
@@ -76,7 +79,9 @@ def print_plan(config: RunConfig, path: Path) -> int:
     if shape is None and not faults:
         shape = read_shape(config.model)  # which says why it is not known
     if shape is not None:
-        print(make_plan(config, shape, count_tasks(config)).text())
+        metrics = RunFolder(path).metrics  # of a run that has begun there
+        seen = as_recorded(config, steps_of(read_metrics(metrics))) if metrics.exists() else config
+        print(make_plan(seen, shape, count_tasks(config)).text())
     for lack in machine_faults(config, path):
         print(f"this machine: {lack}")
     refuse(faults)

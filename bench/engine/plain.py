@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,20 @@ from verl.rollout.engine_config import EngineConfig
 from verl.rollout.engine_settings import engine_arguments, environment
 
 _OURS = ("worker_extension_cls", "async_scheduling", "logprobs_mode", "enable_sleep_mode")
-ASKED = ("tokens alone", "with log-probs", "with log-probs, seeds and text")
-"""What a request may ask for: a trainer cannot do without log-probs."""
+ASKED = ("with log-probs", "with log-probs, seeds and text")
+"""What a request may ask for: a trainer cannot do without log-probs; ours asks for all of it."""
 
 
-def generate(model: str, config: str, work: str) -> None:
-    """The process: the last line is ``{asked: seconds}`` as JSON. ``work`` is a file of ``ceiling.Work``."""
+def generate(model: str, config: str, work: str, repeats: str) -> None:
+    """The process: the last line is ``{asked: seconds}`` as JSON, medians of ``repeats`` times in turn.
+
+    ``work`` is a file that ``bench.rollout.ceiling`` wrote.
+    """
     given = json.loads(Path(work).read_text())
     llm = _llm(model, EngineConfig(**json.loads(config)))
     _timed(llm, given["warm"], ASKED[0])
-    print(json.dumps({asked: _timed(llm, given["timed"], asked) for asked in ASKED}))
+    found = [[_timed(llm, given["timed"], asked) for asked in ASKED] for _ in range(int(repeats))]
+    print(json.dumps({asked: statistics.median(times) for asked, *times in zip(ASKED, *found, strict=True)}))
 
 
 def sleep(model: str, config: str) -> None:
@@ -69,10 +74,8 @@ def _timed(llm: Any, requests: Sequence[tuple[list[int], int]], asked: str) -> f
     from vllm import SamplingParams
 
     def params(number: int, tokens: int) -> Any:
-        more: dict[str, Any] = {"detokenize": False}
-        if asked != ASKED[0]:
-            more["logprobs"] = 0
-        if asked == ASKED[2]:
+        more: dict[str, Any] = {"logprobs": 0, "detokenize": False}
+        if asked == ASKED[1]:
             more |= {"seed": number, "detokenize": True}
         return SamplingParams(max_tokens=tokens, ignore_eos=True, **more)
 

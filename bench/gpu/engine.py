@@ -58,7 +58,7 @@ def measure(quick: bool) -> Iterator[Figure]:
 def play(folder: Path, on_card: bool, quick: bool, *, eager: bool = False) -> Iterator[Figure]:
     """Our worker against plain vLLM."""
     if not on_card:
-        yield from ceiling.compare(folder, _tiny(), "tiny", groups=1, judged=False, tokens=32)
+        yield from ceiling.compare(folder, _tiny(), "tiny", groups=1, repeats=1, judged=False, tokens=32)
         return
     name, stop = "eager" if eager else "graphs", model.stop_string(folder)
     config = replace(ON_CARD, enforce_eager=eager)

@@ -111,7 +111,7 @@ def figures(part: str, steps: Sequence[dict[str, Any]], overrides: Sequence[str]
     figure = Figure.at_most(f"{part}: rollout against learner, log-prob, most", most, "nats", DIFFERENCE_REACH)
     yield figure.judged(judged and part == "quickstart")
     yield Figure(f"{part}: rollout against learner, log-prob, mean", steps[-1]["logprob_diff_mean"], "nats")
-    said = predicted_s(overrides, timed[-1])
+    said = predicted_s(overrides, timed)
     if said is not None:
         off = abs(said / seconds["step"] - 1)
         yield Figure.at_most(f"{part}: step, predicted, off", off, "share", PREDICTION_REACH).judged(judged)
@@ -120,17 +120,16 @@ def figures(part: str, steps: Sequence[dict[str, Any]], overrides: Sequence[str]
 _PARTS = ("step", "rollout", "learn", "sync")
 
 
-def predicted_s(overrides: Sequence[str], row: dict[str, Any]) -> float | None:
+def predicted_s(overrides: Sequence[str], steps: Sequence[dict[str, Any]]) -> float | None:
     """What ``dry_run`` would say of episodes as long as these; None for a card without rates."""
     from search_agent.console.command import load_config
-    from search_agent.planning.prediction import predict
+    from search_agent.planning.prediction import as_recorded, predict
     from search_agent.planning.preflight import known_shape
     from search_agent.planning.rates import rates_of, read_rates
 
     table = read_rates()
     rates = next((rates_of(row.card, table) for row in table if row.card in card.machine()), None)
-    lengths = [f"prediction.policy_tokens={row['policy_tokens']:.0f}", f"prediction.episode_tokens={row['tokens']:.0f}"]
-    config = load_config([*overrides, *lengths])
+    config = as_recorded(load_config(overrides), steps)
     shape = known_shape(config)
     return None if rates is None or shape is None else predict(config, shape, rates).step_s
 

@@ -2,7 +2,8 @@
 
 Episodes of one turn, so that plain vLLM can do them at all: what is compared is the worker's own work (episodes, engine
 thread, text and stop strings, per-request seeds, log-probs, reward). Ours plays first; turns end by chance, and plain
-vLLM is asked for as many tokens. Both begin with the same other prompts, untimed, and with an empty prefix cache.
+vLLM is asked for as many tokens. Both begin with the same other prompts, untimed, and with an empty prefix cache each
+time. Medians of a few times; about two and a half minutes.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
     from verl.trajectory import Trajectory
 
 REACH = 0.9
-GROUPS = 32
-"""Of ``workload.GROUP`` samples."""
-SIZES = {"quick start's size": (2, 128), "larger": (8, 512)}
-"""Layers and width, on a CPU."""
+SIZES = {"quick start's size": (2, 128, 32), "larger": (8, 512, 6)}
+"""Layers, width and groups (of ``workload.GROUP`` samples), on a CPU."""
 
 
 def measure(quick: bool) -> Iterator[Figure]:
     """On a CPU, one thread each; ``quick``: the small model and a few episodes, recorded only."""
-    for name, (layers, width) in list(SIZES.items())[: 1 if quick else None]:
+    for name, (layers, width, groups) in list(SIZES.items())[: 1 if quick else None]:
         with tempfile.TemporaryDirectory() as folder:
             written = policy.write(Path(folder) / "model", layers, width)
             config = workload.engine_config(prefix_caching=True)
-            yield from compare(written, config, name, groups=2 if quick else GROUPS, judged=not quick)
+            yield from compare(
+                written, config, name, groups=2 if quick else groups, repeats=1 if quick else 3, judged=not quick
+            )
 
 
 def compare(
@@ -52,21 +53,22 @@ def compare(
     *,
     groups: int,
     judged: bool,
-    repeats: int = 2,
+    repeats: int,
     stop: str = "",
     tokens: int = 256,
 ) -> Iterator[Figure]:
-    """Each arm in a process of its own; ours twice, around the other, so that drift meets both.
+    """Each arm in a process of its own; ours in two where it repeats, around the other, so that drift meets both.
 
     ``stop`` ends a turn (by default what ``bench.rollout.model`` has for it), and so do ``tokens``.
     """
     settings = json.dumps(dataclasses.asdict(config))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work.json"
-        ours = [_ours(model, settings, groups, stop, tokens, work)]
-        plain = _process("bench.engine.plain", "generate", str(model), settings, str(work))
-        if judged and repeats > 1:
-            ours.append(_ours(model, settings, groups, stop, tokens, work))
+        arguments = (str(model), settings, str(groups), stop, str(tokens), str(work), str(repeats))
+        ours = [_process("bench.rollout.ceiling", "child", *arguments)["seconds"]]
+        plain = _process("bench.engine.plain", "generate", str(model), settings, str(work), str(repeats))
+        if repeats > 1:
+            ours.append(_process("bench.rollout.ceiling", "child", *arguments)["seconds"])
         generated = sum(length for _, length in json.loads(work.read_text())["timed"])
     yield from figures(name, generated, statistics.mean(ours), plain, judged=judged)
 
@@ -76,14 +78,9 @@ def figures(name: str, generated: int, ours_s: float, plain_s: dict[str, float],
     for asked in ASKED:
         share = plain_s[asked] / ours_s
         figure = Figure.at_least(f"{name}: worker / plain vLLM {asked}", share, "x", REACH)
-        yield figure.judged(judged and asked == ASKED[1])
+        yield figure.judged(judged and asked == ASKED[0])
     yield Figure(f"{name}: worker", generated / ours_s, "tokens/s")
-    yield Figure(f"{name}: plain vLLM {ASKED[1]}", generated / plain_s[ASKED[1]], "tokens/s")
-
-
-def _ours(model: Path, settings: str, groups: int, stop: str, tokens: int, work: Path) -> float:
-    found = _process("bench.rollout.ceiling", "child", str(model), settings, str(groups), stop, str(tokens), str(work))
-    return float(found["seconds"])
+    yield Figure(f"{name}: plain vLLM {ASKED[0]}", generated / plain_s[ASKED[0]], "tokens/s")
 
 
 def _process(module: str, function: str, *arguments: str) -> Any:
@@ -95,26 +92,29 @@ def _process(module: str, function: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(model: str, settings: str, groups: str, stop: str, tokens: str, work: str) -> None:
+def child(model: str, settings: str, groups: str, stop: str, tokens: str, work: str, repeats: str) -> None:
     """The process of our arm; writes what plain vLLM has to do, and its last line is how long ours took."""
     config = EngineConfig(**json.loads(settings))
-    seconds, done = asyncio.run(_play(Path(model), config, int(groups), stop, int(tokens)))
+    seconds, done = asyncio.run(_play(Path(model), config, int(groups), stop, int(tokens), int(repeats)))
     Path(work).write_text(json.dumps(done))
-    print(json.dumps({"seconds": seconds}))
+    print(json.dumps({"seconds": statistics.median(seconds)}))
 
 
-async def _play(model: Path, config: EngineConfig, groups: int, stop: str, tokens: int) -> tuple[float, dict[str, Any]]:
-    """How long ours took, and what was asked for, untimed and timed."""
+async def _play(
+    model: Path, config: EngineConfig, groups: int, stop: str, tokens: int, repeats: int
+) -> tuple[list[float], dict[str, Any]]:
+    """How long ours took each time, and what was asked for, untimed and timed."""
     from verl.rollout.worker import RolloutWorker
 
     worker = RolloutWorker(str(model), config, _agent(model, config, stop, tokens), run_seed=0)
     await worker.open()
     warm = await worker.run_groups(workload.requests(1, first=groups))
-    engine = worker._engine
-    await engine._thread.call(lambda: engine._vllm.commit_version(0))  # empties the prefix cache
-    began = time.perf_counter()
-    timed = await worker.run_groups(workload.requests(groups))
-    seconds = time.perf_counter() - began
+    engine, seconds = worker._engine, []
+    for _ in range(repeats):
+        await engine._thread.call(lambda: engine._vllm.commit_version(0))  # empties the prefix cache
+        began = time.perf_counter()
+        timed = await worker.run_groups(workload.requests(groups))
+        seconds.append(time.perf_counter() - began)
     await worker.close()
     return seconds, {
         name: requests_of([trajectory for group in groups for trajectory in group.trajectories])

@@ -31,14 +31,14 @@ class Timing:
     """A decoding step of ``FEW`` requests."""
     decode_many_s: float
     read_s: float
-    """Reading ``NEW_TOKENS`` behind a cached prefix, once for each of ``MANY`` requests, with one decoding step."""
+    """Reading new tokens behind a cached prefix, once for each of ``MANY`` requests, with one decoding step."""
 
 
-def rates(timing: Timing) -> Rates:
+def rates(timing: Timing, new_tokens: int = NEW_TOKENS) -> Rates:
     """The three unknowns of three timings."""
     request_s = (timing.decode_many_s - timing.decode_few_s) / (MANY - FEW)
     step_s = timing.decode_few_s - FEW * request_s
-    return Rates(step_s, request_s, (timing.read_s - timing.decode_many_s) / (MANY * NEW_TOKENS))
+    return Rates(step_s, request_s, (timing.read_s - timing.decode_many_s) / (MANY * new_tokens))
 
 
 def measure(model: Path, engines: int = 1, *, first_core: int = 0) -> Rates:
@@ -63,22 +63,23 @@ def _timed(model: Path, core: int) -> Timing:
 
 def child(model: str) -> None:
     """The process; its last line is ``Timing`` as JSON."""
-    print(json.dumps(asdict(asyncio.run(_timing(Path(model))))))
-
-
-async def _timing(model: Path) -> Timing:
     from bench.rollout.workload import engine_config
     from verl.rollout.engine import VllmEngine
 
     engine = VllmEngine(model, engine_config(prefix_caching=True), seed=0)
+    print(json.dumps(asdict(asyncio.run(timing(engine, PREFIX_TOKENS, NEW_TOKENS, 1500)))))
+
+
+async def timing(engine: VllmEngine, prefix_tokens: int, new_tokens: int, vocabulary: int) -> Timing:
+    """Of an engine, which is closed then; it has no special tokens from 5 to ``vocabulary``."""
     draw = random.Random(0)
-    prefixes = [[draw.randrange(5, 1500) for _ in range(PREFIX_TOKENS)] for _ in range(MANY)]
+    prefixes = [[draw.randrange(5, vocabulary) for _ in range(prefix_tokens)] for _ in range(MANY)]
     await _busy_s(engine, prefixes, 1)  # fills the cache
     decode = [
         (await _busy_s(engine, prefixes[:count], DECODED) - await _busy_s(engine, prefixes[:count], 1)) / (DECODED - 1)
         for count in (FEW, MANY)
     ]
-    longer = [[*prefix, *draw.choices(range(5, 1500), k=NEW_TOKENS)] for prefix in prefixes]
+    longer = [[*prefix, *draw.choices(range(5, vocabulary), k=new_tokens)] for prefix in prefixes]
     read = await _busy_s(engine, longer, 1)
     await engine.close()
     return Timing(decode[0], decode[1], read)

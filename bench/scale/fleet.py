@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from bench.harness import ROOT, Figure, main
@@ -24,6 +23,10 @@ from bench.scale import calibrate
 from bench.scale.load import Group, Load, draw, played
 from bench.scale.simulate import Fleet, Outcome, Rates, simulate
 from search_agent.console.screen import new_picture, save_picture
+from search_agent.planning.prediction import forward_flops
+from search_agent.planning.rates import rates_of, read_rates
+from verl.learner.holdings import BYTES
+from verl.trainer.model_shape import read_shape
 from verl.trajectory import Trajectory
 
 GROUPS, MEDIAN_S = 12, 0.3
@@ -31,8 +34,8 @@ TOLERANCE = 0.10
 GPUS = (8, 64, 512)
 STEPS = 4
 PICTURE = ROOT / "docs" / "results" / "scale.png"
-LEARN_S, SYNC_S = 0.15, 0.5
-"""The learner's seconds for an episode on one GPU of its half, and what a sync takes: assumed, not measured."""
+CARD, MODEL = "H200", "Qwen/Qwen2.5-1.5B"
+"""Of the picture: whose rates, and which model."""
 
 
 def measure(quick: bool) -> Iterator[Figure]:
@@ -51,7 +54,7 @@ def measure(quick: bool) -> Iterator[Figure]:
                 seen, work = play(policy, url, engines, GROUPS)
             own = rates if engines == 1 else calibrate.measure(policy, engines)
             yield from compare(seen, work, own, judged=True)
-    yield from draw_picture(rates)
+    yield from draw_picture()
 
 
 def at_once(policy: Path) -> Iterator[Figure]:
@@ -102,9 +105,26 @@ def compare(seen: Sequence[Played], work: Sequence[Group], rates: Rates, *, judg
     yield Figure.at_most(name, off, "share", TOLERANCE).judged(judged)
 
 
-def fleets(rates: Rates) -> dict[str, list[Outcome]]:
+def of_card(card: str, name: str, load: Load) -> Rates:
+    """The stations' seconds on one card, from the table of rates, for a model and episodes of the mean length.
+
+    What was not measured on the card (reading, on the H200) takes none.
+    """
+    row, shape = rates_of(card, read_rates()), read_shape(name)
+    assert row is not None
+    assert row.step_s is not None
+    assert row.learn_tflops is not None
+    written = load.turns * load.turn_tokens
+    tokens = load.prompt_tokens + (load.turns - 1) * load.observation_tokens + written
+    scale, passes = shape.parameters / row.parameters, 4  # forward, twice backward, and recomputed
+    learn_s = passes * forward_flops(shape, tokens, written) / (row.learn_tflops * 1e12)
+    sync_s = shape.parameters * BYTES["bfloat16"] / 2**30 / max(row.sync_gib_per_s.values())
+    return Rates(scale * row.step_s, scale * row.request_s, scale * row.read_s, learn_s, sync_s)
+
+
+def fleets() -> dict[str, list[Outcome]]:
     """By label, the outcomes at each size: half the GPUs roll out and half learn, 8 groups a GPU of rollout or 64."""
-    at = replace(rates, learn_s=LEARN_S, sync_s=SYNC_S)
+    at = of_card(CARD, MODEL, Load(1))
 
     def outcome(gpus: int, groups: int, max_staleness: int) -> Outcome:
         return simulate(at, draw(Load(groups), STEPS), Fleet(gpus // 2, gpus // 2, max_staleness=max_staleness), STEPS)
@@ -116,10 +136,10 @@ def fleets(rates: Rates) -> dict[str, list[Outcome]]:
     return result
 
 
-def draw_picture(rates: Rates) -> Iterator[Figure]:
+def draw_picture() -> Iterator[Figure]:
     """The picture, and its numbers."""
     figure, (left, right) = new_picture(1, ncols=2, figsize=(10, 4))
-    for label, outcomes in fleets(rates).items():
+    for label, outcomes in fleets().items():
         left.plot(GPUS, [outcome.episodes_per_s for outcome in outcomes], marker="o", label=label)
         right.plot(GPUS, [outcome.engine_busy for outcome in outcomes], marker="o", label=label)
         for gpus, outcome in zip(GPUS, outcomes, strict=True):

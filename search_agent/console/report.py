@@ -13,6 +13,9 @@ from rich.text import Text
 from search_agent.config import RunConfig
 from search_agent.console.screen import say, screen
 from search_agent.console.transcript import transcript
+from search_agent.planning.prediction import against_measured, steps_of
+from search_agent.planning.preflight import known_shape
+from search_agent.planning.rates import read_rates
 from verl.tracking.jsonl import read_metrics
 from verl.trajectory import Trajectory
 
@@ -46,7 +49,7 @@ def print_report(folder: RunFolder, config: RunConfig) -> None:
     first = config.evaluation.decodings[0]  # greedy, unless the run has others
     questions = summary["after"][first.name]["n"] // first.samples
     console.print(evaluation_table(f"clean test, {questions} questions, 95 % intervals in brackets", results))
-    say(console, *warning_lines(results), *closing_lines(summary, folder))
+    say(console, *warning_lines(results), *closing_lines(summary, folder), *prediction_lines(folder, config))
     picture = folder.path / "curves.png"
     if not picture.exists():
         from search_agent.console.curves import draw_curves
@@ -101,6 +104,15 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> Iterator[str]:
     difference = summary["logprob_diff_max"]
     yield f"aborted episodes: {summary['aborted']}; largest trainer-rollout log-prob difference: {difference:.1e}"
     yield f"run folder: {folder.path} ({folder.disk_bytes() / 2**20:.0f} MiB on disk)"
+
+
+def prediction_lines(folder: RunFolder, config: RunConfig) -> Iterator[str]:
+    """What a step took, and what was to be expected, where the rates of its card are known."""
+    shape = known_shape(config)
+    if shape is not None and (
+        told := against_measured(config, shape, steps_of(read_metrics(folder.metrics)), read_rates())
+    ):
+        yield told
 
 
 def pick_samples(folder: RunFolder, decoding: str) -> list[tuple[str, Trajectory]]:

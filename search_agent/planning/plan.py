@@ -161,7 +161,7 @@ def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str,
     cache, tokens = sizes.kv_cache_gib(config, shape), sizes.kv_cache_tokens(config, shape)
     context = config.rollout.engine.max_context_tokens
     if config.cluster.gpus_per_process:
-        plan.problems += _gpu_problems(config, learning, held, weights)
+        plan.problems += _gpu_problems(config, shape, learning, held, weights)
     if cache > 0 and tokens < context:
         key = "gpu_memory_share" if config.cluster.gpus_per_process else "kv_cache_gib"
         plan.problems.append(
@@ -182,7 +182,7 @@ def _size(gib: float) -> str:
     return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 
-def _gpu_problems(config: RunConfig, learning: float, held: float, weights: float) -> list[str]:
+def _gpu_problems(config: RunConfig, shape: ModelShape, learning: float, held: float, weights: float) -> list[str]:
     """What does not fit on a GPU, in GiB: a learner rank while it works, what it holds beside an engine at work."""
     cluster, engine = config.cluster, config.rollout.engine
     problems = []
@@ -193,11 +193,11 @@ def _gpu_problems(config: RunConfig, learning: float, held: float, weights: floa
             f"rollout.engine.gpu_memory_share={engine.gpu_memory_share} of {cluster.gpu_memory_gib:g} GiB does not "
             f"hold the weights ({weights:.1f} GiB): raise it, or rollout.engine.tensor_parallel_size"
         )
-    beside = held + claimed if cluster.placement == "shared" else 0.0
+    beside = held + claimed + sizes.transfer_gib(config, shape) if cluster.placement == "shared" else 0.0
     if max(learning, beside) > usable:
         problems.append(
             f"a learner rank needs {learning:.1f} GiB"
-            + (f", and {held:.1f} GiB beside an engine of {claimed:.1f} GiB," if beside else "")
+            + (f", and {beside - claimed:.1f} GiB beside an engine of {claimed:.1f} GiB," if beside else "")
             + f" of the {usable:.1f} GiB that cluster.gpu_memory_gib={cluster.gpu_memory_gib:g} leaves: raise "
             "cluster.learner_ranks, lower rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
             "learner.gradient_checkpointing=true"

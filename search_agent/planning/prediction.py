@@ -7,8 +7,10 @@ FLOPs, the sync by bytes. Searches, the tail of the longest episode, evaluation,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from search_agent.config import RunConfig
 from search_agent.planning.rates import Rates, rates_of
@@ -109,10 +111,53 @@ def predict(config: RunConfig, shape: ModelShape, rates: Rates) -> Prediction:
     return Prediction(rollout_s, learning_s, sync_s, apart)
 
 
+def steps_of(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of ``metrics.jsonl`` that are steps of reinforcement, without the first, which warms up."""
+    rows = [row for row in metrics if "seconds/step" in row]
+    return rows[1:] or rows
+
+
+def as_recorded(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """With the mean lengths of the episodes that a run has played, where the configuration names none."""
+    if not steps:
+        return config
+    told = config.prediction
+    seen = {key: round(statistics.mean(row[key] for row in steps)) for key in ("policy_tokens", "tokens")}
+    lengths = replace(
+        told,
+        policy_tokens=told.policy_tokens or max(1, seen["policy_tokens"]),
+        episode_tokens=told.episode_tokens or max(1, seen["tokens"]),
+    )
+    return replace(config, prediction=lengths)
+
+
+def against_measured(
+    config: RunConfig, shape: ModelShape, steps: Sequence[Mapping[str, Any]], table: Sequence[Rates]
+) -> str | None:
+    """A step of a run that ended beside what its card's rates give for episodes of its lengths; None without either."""
+    rates = rates_of(_card(config) or "", list(table))
+    if rates is None or not steps:
+        return None
+    found = predict(as_recorded(config, steps), shape, rates)
+    if not found.parts:
+        return None
+    step, rollout, learn, sync = (
+        statistics.median(row[f"seconds/{part}"] for row in steps) for part in ("step", "rollout", "learn", "sync")
+    )
+    parts = ", ".join(f"{name} {_round(seconds)}" for name, seconds in found.parts.items())
+    return (
+        f"a step took {_round(step)} s (rollout {_round(rollout)}, learning {_round(learn)}, sync {_round(sync)}); "
+        f"{_round(found.step_s)} s by the rates of {rates.card} of {rates.date} ({parts})"
+    )
+
+
+def _card(config: RunConfig) -> str | None:
+    return config.prediction.card if config.cluster.gpus_per_process else "CPU"
+
+
 def rows(config: RunConfig, shape: ModelShape, gpus: float, table: Sequence[Rates]) -> list[tuple[str, str]]:
     """The plan's section; ``gpus`` is what the run claims."""
-    told, on_cpu = config.prediction, not config.cluster.gpus_per_process
-    card = "CPU" if on_cpu else told.card
+    told, card = config.prediction, _card(config)
     if card is None:
         return [("nothing", "name the card: prediction.card=H200, say")]
     rates = rates_of(card, list(table))

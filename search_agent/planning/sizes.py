@@ -10,6 +10,7 @@ from search_agent.config import RunConfig
 from verl.learner.config import LearnerConfig, LoraConfig
 from verl.learner.holdings import BYTES, Counts, Holding, checkpoint_bytes, holdings
 from verl.learner.phase import Phase
+from verl.sync import BUCKET_BYTES
 from verl.trainer.model_shape import ModelShape
 from verl.trainer.phases import phases
 
@@ -55,6 +56,17 @@ def engine_weights_gib(config: RunConfig, shape: ModelShape) -> float:
     """The weights on one rank of a rollout worker's engine."""
     engine = config.rollout.engine
     return shape.parameters * BYTES[engine.dtype] / engine.tensor_parallel_size / _GIB
+
+
+def transfer_gib(config: RunConfig, shape: ModelShape) -> float:
+    """On a card that learner and engine share, while weights go from one to the other: a bucket on each side.
+
+    A bucket holds the largest tensor, the embeddings'; the file's way maps host memory and copies by layer.
+    """
+    engine = config.rollout.engine
+    if engine.weight_transfer != "ipc":
+        return 0.0
+    return 2 * max(BUCKET_BYTES, shape.vocabulary * shape.hidden * BYTES[engine.dtype]) / _GIB
 
 
 def shared_memory_gib(config: RunConfig, shape: ModelShape) -> float:

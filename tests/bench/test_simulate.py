@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from bench.scale.fleet import of_card
 from bench.scale.load import Load, Turn, draw, played
+from bench.scale.rates import as_row, replaced
 from bench.scale.simulate import Fleet, Outcome, Rates
 from bench.scale.simulate import simulate as simulate_groups
+from search_agent.planning.rates import TABLE, read_rates
 from verl.trajectory import ToolCall, Trajectory
 
 RATES = Rates(step_s=0.01, request_s=0.001, prefill_s=1e-5)
@@ -120,3 +124,25 @@ def _trajectory(task: str, sample: int) -> Trajectory:
     trajectory.append_observation([6, 7, 8, 9], "o", [ToolCall("search", "0.2"), ToolCall("search", "1.5")])
     trajectory.append_generated([4], "g", [0.0], [0], "length")
     return trajectory
+
+
+def test_a_measured_row_takes_the_place_of_its_card_alone_and_is_read_back(tmp_path: Path) -> None:
+    found = dict.fromkeys(("step_s", "request_s", "read_s", "learn_tflops", "shm"), 0.0012345)
+    row = as_row({**found, "parameters": 5e5}, {"commit": "abc", "cores": 2, "processor": "AMD: one's"})
+    table = tmp_path / "rates.yaml"
+    table.write_text(replaced(replaced(TABLE.read_text(), row), row))
+    before, after = read_rates(), read_rates(table)
+    assert [rates for rates in after if rates.card != "CPU"] == [rates for rates in before if rates.card != "CPU"]
+    [mine] = [rates for rates in after if rates.card == "CPU"]
+    assert (mine.parameters, mine.step_s, mine.sync_gib_per_s) == (5e5, 0.00123, {"shm": 0.00123})
+    assert table.read_text().startswith("# Measured rates")
+
+
+def test_a_fleet_of_cards_takes_its_seconds_from_the_table_that_predicts_runs() -> None:
+    [row] = [rates for rates in read_rates() if rates.card == "H200"]
+    at = of_card("H200", "Qwen/Qwen2.5-1.5B", Load(1))
+    assert at.step_s == pytest.approx(row.step_s, rel=0.01)  # the same model
+    assert at.sync_s == pytest.approx(2.88 / row.sync_gib_per_s["ipc"], rel=0.01)
+    assert at.learn_s > 0
+    longer = of_card("H200", "Qwen/Qwen2.5-1.5B", Load(1, turns=10))
+    assert longer.learn_s > 2 * at.learn_s  # attention grows faster than tokens

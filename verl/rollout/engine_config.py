@@ -51,8 +51,8 @@ class EngineConfig:
     enforce_eager: bool = True
     """Run without compiled graphs. True on CPU (starts in seconds); False on GPUs for speed."""
     weight_transfer: Literal["shm", "ipc", "nccl"] = "shm"
-    """How new weights arrive: ``shm`` is a memory-mapped file, for CPU and GPU. ``ipc`` (with ``placement=shared``) and
-    ``nccl`` (with ``split``) go from GPU to GPU; they were not run on one yet."""
+    """How new weights arrive: ``shm`` is a memory-mapped file, on CPU and GPU. ``ipc`` (with ``placement=shared``; seen
+    on one card) and ``nccl`` (with ``split``; never on cards) go from GPU to GPU, and by file if that fails twice."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_context_tokens", "max_concurrent_requests", "tensor_parallel_size", "threads")

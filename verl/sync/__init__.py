@@ -23,6 +23,12 @@ Sums = Mapping[str, tuple[str, int]]
 """Dtype and sum of all bits of a tensor, by its name."""
 
 
+BUCKET_BYTES = 1 << 28
+"""Tensors travel packed in buckets of this size, or of the largest tensor's: a bucket more of GPU memory at the learner
+(``nccl``: two), and one at the engine. A bucket is filled again only after every engine has copied it out: vLLM's
+engines wait for their device before they answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightEntry:
     """Where one tensor lies in the file."""

@@ -10,6 +10,7 @@ the embeddings' storage, it warns for nothing); an engine here holds the whole n
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +19,16 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from verl.errors import EngineDiedError, InfrastructureError
-from verl.sync import Engines, Learner, Sent
+from verl.sync import BUCKET_BYTES, Engines, Learner, Sent, Transport, WeightUpdate
 from verl.sync.canary import Fingerprint
 from verl.sync.file import check_complete
+
+log = logging.getLogger(__name__)
 
 Arguments = dict[str, Any]
 Ask = Callable[[str, Mapping[str, tuple[Any, Arguments]]], Iterator[tuple[str, Exception | None]]]
 """``ask(method, {name: (engine, arguments)})`` calls ``engine.transfer`` on all at the same time, in ``verl.cluster``:
 names as they answer, with what kept one from it, EngineDiedError where it died."""
-
-BUCKET_BYTES = 1 << 28
-"""Tensors travel packed in buckets of this size, or of the largest tensor's: a bucket more of GPU memory at the learner
-(``nccl``: two), and one at the engine. A bucket is filled again only after every engine has copied it out: vLLM's
-engines wait for their device before they answer."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,43 @@ class Rendezvous:
 
 
 class GpuTransport:
-    """A ``Transport``: the engines pause while the learner gives them its weights."""
+    """A ``Transport``: the engines pause while the learner gives them its weights.
 
-    def __init__(self, name: str, dtype: str, ranks_per_engine: int) -> None:
-        """``name`` is ``ipc`` or ``nccl``."""
+    Where that cannot work (a driver that refuses to share memory, cards that do not reach one another), every engine
+    dies of it. They come back with the weights of a file; after ``TRIES`` such versions in a row all go by file.
+    """
+
+    TRIES = 2
+
+    def __init__(self, name: str, dtype: str, ranks_per_engine: int, instead: Transport) -> None:
+        """``name`` is ``ipc`` or ``nccl``, ``instead`` the way by file."""
         self._name, self._dtype, self._ranks = name, dtype, ranks_per_engine
+        self._instead = instead
+        self._failed = 0
 
-    async def give(self, version: int, learner: Learner, engines: Engines) -> None:
-        """See ``Transport``; no file is left."""
+    async def give(self, version: int, learner: Learner, engines: Engines) -> WeightUpdate | None:
+        """See ``Transport``; no file is left of a transfer."""
+        if self._failed >= self.TRIES:
+            return await self._instead.give(version, learner, engines)
         paused = await engines.on_all("pause", lambda actor: actor.pause.remote())
         if not paused:
-            return
+            return None
+        took: dict[str, Any] = {}
         try:
             sent = await learner.send(self._name, self._dtype, engines.processes(paused), self._ranks)
         except EngineDiedError as error:  # NCCL: those that live may wait in a broadcast for ever
             engines.replace(paused, error, "the transfer to its group broke off")
         else:
-            await engines.on_all("commit_received", lambda actor: actor.commit_received.remote(version, sent))
+            took = await engines.on_all("commit_received", lambda actor: actor.commit_received.remote(version, sent))
+        self._failed = 0 if took else self._failed + 1
+        if self._failed == self.TRIES:
+            log.warning(
+                "warning: %d versions of the weights in a row reached no engine by %s: from now on they go by file "
+                "(rollout.engine.weight_transfer=shm), which is slower",
+                self.TRIES,
+                self._name,
+            )
+        return None
 
 
 # -- the learner's end --

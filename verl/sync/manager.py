@@ -169,9 +169,10 @@ def make_transport(engine: EngineConfig, folder: str, newest: Newest) -> Transpo
     from verl.sync.file import FileTransport
     from verl.sync.gpu import GpuTransport
 
+    by_file = FileTransport(engine.dtype, folder, newest.load)
     if engine.weight_transfer == "shm":
-        return FileTransport(engine.dtype, folder, newest.load)
-    return GpuTransport(engine.weight_transfer, engine.dtype, engine.tensor_parallel_size)
+        return by_file
+    return GpuTransport(engine.weight_transfer, engine.dtype, engine.tensor_parallel_size, by_file)
 
 
 def _files(update: WeightUpdate | None) -> list[WeightUpdate]:

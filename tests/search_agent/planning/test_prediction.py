@@ -11,7 +11,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from search_agent.config import RunConfig
 from search_agent.console.command import load_config, results_config
 from search_agent.planning.plan import make_plan
-from search_agent.planning.prediction import forward_flops, predict, rows, work_of
+from search_agent.planning.prediction import (
+    against_measured,
+    as_recorded,
+    forward_flops,
+    predict,
+    rows,
+    steps_of,
+    work_of,
+)
 from search_agent.planning.rates import Rates, rates_of, read_rates
 from verl.errors import UserError
 from verl.learner.flops import FlopsModel
@@ -144,3 +152,29 @@ def test_prediction_keys_do_not_make_another_run_and_have_ranges() -> None:
             load_config([f"prediction.{wrong}"])
     with pytest.raises(UserError, match="counts them too"):
         load_config(["prediction.policy_tokens=9", "prediction.episode_tokens=8"])
+
+
+def step_row(policy_tokens: float, tokens: float, step_s: float) -> dict[str, float]:
+    parts = {"seconds/step": step_s, "seconds/rollout": 3.0, "seconds/learn": 2.0, "seconds/sync": 0.5}
+    return {"policy_tokens": policy_tokens, "tokens": tokens, **parts}
+
+
+def test_lengths_are_those_that_a_run_has_had_unless_they_are_told() -> None:
+    steps = steps_of([{"warmup/loss": 1.0}, step_row(90, 99, 9), step_row(9.6, 29, 5), step_row(10.8, 32, 6)])
+    assert [row["seconds/step"] for row in steps] == [5, 6]  # the first warms up
+    bare = load_config([])
+    seen = as_recorded(bare, steps).prediction
+    assert (seen.policy_tokens, seen.episode_tokens) == (10, 30)
+    assert as_recorded(load_config(["prediction.policy_tokens=7"]), steps).prediction.policy_tokens == 7
+    assert as_recorded(bare, []) is bare
+
+
+def test_a_run_that_ended_says_what_its_steps_took_and_what_was_to_be_expected() -> None:
+    cpu = replace(RATES, card="CPU")
+    told = against_measured(config(), TOY, [step_row(10, 30, 5.0)], [cpu])
+    found = predict(config(), TOY, cpu)
+    assert told is not None
+    assert told.startswith("a step took 5 s (rollout 3, learning 2, sync 0.5); ")
+    assert f"{found.step_s:.2g} s by the rates of CPU of 2026-11-27 (rollout {found.rollout_s:.2g}" in told
+    assert against_measured(config(), TOY, [], [cpu]) is None
+    assert against_measured(config(), TOY, [step_row(10, 30, 5.0)], [RATES]) is None

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from verl.sync import BUCKET_BYTES
 from verl.sync.canary import Fingerprint
-from verl.sync.gpu import BUCKET_BYTES, EngineClient, LearnerWeights, Rendezvous
+from verl.sync.gpu import EngineClient, LearnerWeights, Rendezvous
 
 
 def recording() -> tuple[list[tuple[str, Sequence[Any]]], EngineClient]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from verl.errors import EngineDiedError
 from verl.rollout.engine_config import EngineConfig
 from verl.sync import Sent, WeightUpdate
 from verl.sync.canary import Canary
@@ -154,3 +155,46 @@ async def test_weights_of_a_folder_are_given_without_the_learner(tmp_path: Path)
     [(path, version)] = fakes.loaded
     assert (version, Path(path).parent, fakes.sent) == (5, tmp_path, [])
     assert await fakes.newest.available()
+
+
+class Deaths(Fakes):
+    """Transfers of which every engine dies; new ones stand in their place by the next version."""
+
+    deadly: Collection[int] = ()
+    """Which transfers, from 0."""
+
+    async def send(self, *arguments: Any) -> Sent:
+        await super().send(*arguments)
+        if len(self.sent) - 1 in self.deadly:
+            raise EngineDiedError("cudaIpcOpenMemHandle: invalid argument")
+        return Sent(99)
+
+    def replace(self, names: Collection[str], error: Exception, consequence: str) -> None:
+        assert list(names) == ["rollout_0"]
+
+
+async def test_weights_that_reach_no_engine_by_gpu_twice_go_by_file_and_it_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fakes = Deaths()
+    fakes.deadly = range(9)
+    manager = fakes.manager(weight_transfer="ipc", dtype="bfloat16")
+    for version in (1, 2):
+        assert caplog.text == ""
+        await manager.push(version)
+        assert fakes.loaded == []
+    assert "2 versions of the weights in a row reached no engine by ipc: from now on they go by file" in caplog.text
+    await manager.push(3)
+    await manager.push(4)
+    assert [version for _, version in fakes.loaded] == [3, 4]
+    assert (len(fakes.sent), fakes.files) == (2, {"/f/4"})
+
+
+async def test_a_transfer_that_failed_once_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    fakes = Deaths()
+    fakes.deadly = (0, 2)
+    manager = fakes.manager(weight_transfer="nccl", dtype="bfloat16")
+    for version in range(4):
+        await manager.push(version)
+    assert [version for version, _ in fakes.committed] == [1, 3]
+    assert (fakes.loaded, caplog.text) == ([], "")
