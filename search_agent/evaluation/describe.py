@@ -10,6 +10,7 @@ from search_agent.evaluation.doubts import doubts
 from search_agent.evaluation.kilt import kilt
 from search_agent.evaluation.statistics import wilson
 from search_agent.protocols.base import Reading
+from search_agent.protocols.rare import DOCUMENTS
 from verl.rollout.groups import Group
 from verl.trainer.summary import summarize
 from verl.trajectory import Trajectory
@@ -54,7 +55,7 @@ def describe(groups: Sequence[Group], read: Read | None = None) -> dict[str, Any
             result[f"{name}_n"] = sum(map(len, hits))
     brought = evidence(groups, read)
     result |= {name: value for name, value in brought.items() if name.startswith("evidence/")} | kilt(groups)
-    result["warnings"] = doubts(result)
+    result["warnings"] = doubts(result, open_book=all(DOCUMENTS in (group.task.prompt or "") for group in groups))
     return result
 
 

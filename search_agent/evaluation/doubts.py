@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def doubts(result: Mapping[str, Any]) -> list[str]:
-    """One line for each reason to doubt what was measured (``verl.trainer.summary.summarize``, and reward parts)."""
+def doubts(result: Mapping[str, Any], *, open_book: bool = False) -> list[str]:
+    """One line for each reason to doubt what was measured (``verl.trainer.summary.summarize``, and reward parts).
+
+    ``open_book``: the documents stand in the prompts, so that nobody has to search.
+    """
     n, found = round(result["n"]), []
     if aborted := round(result["aborted"]):
         found.append(f"{aborted} of {aborted + n} episodes were ended by outages and are not in the score")
@@ -19,7 +22,7 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
                 f"each of its {calls} searches showed nothing: does the corpus match the questions, and can an "
                 "observation hold a passage (environment.max_observation_tokens)?"
             )
-    else:
+    elif not open_book:
         found.append("no episode searched: what is measured is what the model remembers")
     if round(result["truncated"]) == n:
         found.append("every episode was cut: raise environment.max_tokens_per_turn, or the context")

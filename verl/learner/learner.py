@@ -151,9 +151,12 @@ class Learner:
 
     @property
     def sends_adapters(self) -> bool:
-        """Whether engines are to have ``named_base`` once and ``named_adapters`` after each step, in this phase."""
-        lora = self.config.lora
-        return lora is not None and lora.sync == "adapter" and self.phase.trained == "adapters"
+        """Whether engines are to have ``named_base`` once and ``named_adapters`` after each step, in this phase.
+
+        Before the first phase they have the whole: a supervised run is measured before it learns.
+        """
+        lora, phase = self.config.lora, self._phase
+        return lora is not None and lora.sync == "adapter" and phase is not None and phase.trained == "adapters"
 
     @property
     def adapter_scale(self) -> float:

@@ -7,6 +7,7 @@ import pytest
 from search_agent.console.report import warning_lines
 from search_agent.evaluation.describe import describe
 from search_agent.evaluation.doubts import doubts
+from search_agent.protocols.rare import open_book
 from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trajectory import ToolCall, ToolResult, Trajectory
@@ -51,6 +52,15 @@ def test_a_corpus_that_never_shows_anything_is_named() -> None:
 def test_whatever_else_makes_a_score_meaningless_is_told(episodes: list[Trajectory], start: str) -> None:
     [line] = told(*episodes)
     assert line.startswith(start)
+
+
+def test_nobody_has_to_search_where_documents_stand_in_every_prompt() -> None:
+    def warnings(*documents: str) -> list[str]:
+        tasks = [Task("a", "q", ("x",), prompt=open_book(text, "q", "law")) for text in documents]
+        return list(describe([Group(n, task, [episode(calls=0)]) for n, task in enumerate(tasks)])["warnings"])
+
+    assert warnings("a document", "another") == []
+    assert warnings("a document", "") == ["no episode searched: what is measured is what the model remembers"]
 
 
 def test_a_table_without_any_episode_has_no_other_doubt() -> None:

@@ -55,6 +55,17 @@ def test_a_warm_up_takes_one_step_a_batch_whatever_reinforcement_splits_its_batc
     assert phase.optimizer_steps == 8
 
 
+def test_engines_have_the_whole_model_before_the_first_phase_and_adapters_in_one_that_trains_them(
+    model_folder: Path,
+) -> None:
+    learner = Learner(model_folder, LORA, seed=0)
+    assert not learner.sends_adapters, "a supervised run is measured before it learns"
+    learner.begin_phase(WARM)
+    assert learner.sends_adapters
+    learner.begin_phase(replace(WARM, all_weights=True))
+    assert not learner.sends_adapters
+
+
 def test_a_phase_is_read_back_as_it_was_written() -> None:
     phase = replace(
         KL, advantage=AdvantageConfig(name="gae"), keep_reference=True, lora=True, moved=("base", "adapters")
