@@ -1,4 +1,4 @@
-"""Entity extractor, a plug-in: the names that a text speaks of, by a spaCy pipeline or by capital letters."""
+"""Entity extractor, a plug-in: the names that a text speaks of, by a spaCy pipeline or by a pattern."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from verl.errors import UserError
 
 Entities = Callable[[str], list[str]]
 """A text to the names in it, each as often as it stands there."""
-_SPAN = re.compile(r"\b[A-Z][\w'-]*(?:\s+(?:(?:of|the|de|van|von|and)\s+)?[A-Z][\w'-]*)*")
+_CAPITALISED = r"\b[A-Z][\w'-]*(?:\s+(?:(?:of|the|de|van|von|and)\s+)?[A-Z][\w'-]*)*"
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,23 @@ class Config:
     """How names are found."""
 
     spacy: str = ""
-    """An installed spaCy pipeline, ``en_core_web_sm`` as published; empty takes spans of capitalised words."""
+    """An installed spaCy pipeline, ``en_core_web_sm`` as published; empty takes what ``pattern`` finds."""
+    pattern: str = _CAPITALISED
+    """A regular expression of names, without groups that capture: spans of capitalised words."""
+
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise UserError(f"pattern={self.pattern}: is no regular expression ({error})") from error
+        if groups:
+            raise UserError(f"pattern={self.pattern}: captures {groups} groups; write (?:...) for each")
 
 
 def build(config: Config) -> Entities:
     """Make the extractor. Raises UserError if the pipeline is not installed."""
     if not config.spacy:
-        return _SPAN.findall
+        return re.compile(config.pattern).findall
     try:
         import spacy  # type: ignore[import-not-found]
 

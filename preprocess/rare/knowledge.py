@@ -161,12 +161,19 @@ def draw(means: Mapping[str, Sequence[Interval]], path: Path) -> None:
     axes.set_xticks(list(QUARTERS), [f"{quarters}/4" for quarters in QUARTERS])
     axes.set_xlabel("share of the documents before the answer")
     axes.set_ylabel("loss (nats a token)")
+    axes.set_ylim(bottom=0)
     save_picture(figure, [axes], path)
+
+
+def configured(arguments: Sequence[str]) -> Config:
+    """The keys of a command line; those of our own extractor are understood without its import path."""
+    asks = bool(arguments) and arguments[0] in ("-h", "--help")
+    return parse(Config, arguments if asks else [f"entities.plugin={capitalised.__name__}", *arguments])
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure by ``key=value`` arguments; returns the exit status."""
-    config = parse(Config, arguments)
+    config = configured(arguments)
     rows = read(config)
     from verl.learner.__main__ import join_group
 

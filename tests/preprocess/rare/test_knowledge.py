@@ -104,6 +104,10 @@ def test_entities_are_a_plug_in_with_capitals_as_fallback() -> None:
         "King of Spain's",
     ]
     assert find("nothing here") == []
+    assert build(entities.Config(pattern="(?<=by )[a-z]+ [a-z]+"))("written by mara morrow.") == ["mara morrow"]
+    for pattern, why in (("(a)", "captures 1 groups"), ("(", "is no regular expression")):
+        with pytest.raises(UserError, match=why):
+            entities.Config(pattern=pattern)
     with pytest.raises(UserError, match=r"entities\.spacy=en_core_web_sm: install spacy and that pipeline"):
         build(entities.Config("en_core_web_sm"))
 
@@ -148,5 +152,9 @@ def test_four_tokens_are_added_and_the_old_ones_are_as_likely_among_themselves(m
 
 
 def test_entities_of_ones_own_are_named_by_import_path(model: Path, tmp_path: Path) -> None:
-    config = parse(knowledge.Config, [*files(tmp_path), f"model={model}", "entities.plugin=preprocess.rare.entities"])
-    assert config.entities == Plugin("preprocess.rare.entities", entities.Config())
+    words = [*files(tmp_path), f"model={model}"]
+    ours = Plugin("preprocess.rare.entities", entities.Config())
+    assert knowledge.configured(words).entities == parse(knowledge.Config, words).entities == ours
+    assert knowledge.configured([*words, "entities.pattern=London"]).entities.config.pattern == "London"
+    with pytest.raises(UserError, match=r"entities\.plugin"):
+        knowledge.configured([*words, "entities.plugin=no.such.module"])
