@@ -46,5 +46,5 @@ def test_shares_of_a_gpu_go_with_their_placement() -> None:
         ClusterConfig(placement="shared", gpus_per_process=1)
     with pytest.raises(UserError, match="write 1, or placement=shared"):
         ClusterConfig(gpus_per_process=0.5)
-    with pytest.raises(UserError, match="the second at least the first"):
+    with pytest.raises(UserError, match=r"stall_error_s=5: write 10 or more"):
         ClusterConfig(stall_warning_s=10, stall_error_s=5)
