@@ -52,6 +52,12 @@ RUN_BY = {
     "bash cmd/ask.sh": "tests/test_docs_commands.py::test_a_question_is_asked",
     "bash retrieval_launch.sh": "tests/test_docs_commands.py::test_a_corpus_is_served",
     "python -m search_agent.retrieval.index": "tests/test_docs_commands.py::test_an_index_is_built",
+    "python -m preprocess.rare.margin": (
+        "tests/preprocess/rare/test_margin.py::test_the_margin_is_that_of_the_two_models"
+    ),
+    "python -m preprocess.rare.knowledge": (
+        "tests/preprocess/rare/test_knowledge.py::test_one_command_writes_table_and_picture"
+    ),
     "python -m preprocess.download --list": "tests/preprocess/test_download.py::test_the_list_names_every_item",
 }
 """What runs a kind of command, by how it begins; the first that fits."""
@@ -111,9 +117,10 @@ def trains(arguments: Sequence[str], place: Path) -> None:
 
 
 def evaluates(arguments: Sequence[str], place: Path) -> None:
-    _, others = split_endpoint(split_judge(chosen(arguments))[1])
-    model = [] if any(word.startswith("model=") for word in others) else [f"model={place / 'run'}"]
-    assert evaluated_config([*others, *model]).name
+    served, others = split_endpoint(split_judge(chosen(arguments))[1])
+    model = served.endpoint_model if served else str(place / "run")
+    named = any(word.startswith("model=") for word in others)
+    assert evaluated_config(others if named else [*others, f"model={model}"]).name
 
 
 def serves(arguments: Sequence[str], place: Path) -> None:
