@@ -75,8 +75,12 @@ def figures(name: str, found: dict[str, Any], *, judged: bool) -> Iterator[Figur
     yield Figure(f"{name}: memory, loaded", found["loaded_gib"], "GiB")
     yield Figure(f"{name}: memory, between steps", found["held_gib"], "GiB")
     yield Figure(f"{name}: memory, peak", found["peak_gib"], "GiB")
-    off = abs(found["held_gib"] / found["predicted_gib"] - 1)
-    yield Figure.at_most(f"{name}: memory between steps, off the plan's", off, "share", 0.1)
+    for when, seen, planned in (
+        ("between steps", "held_gib", "predicted_gib"),
+        ("at its peak", "peak_gib", "predicted_peak_gib"),
+    ):
+        off = abs(found[seen] / found[planned] - 1)
+        yield Figure.at_most(f"{name}: memory {when}, off the plan's", off, "share", 0.1)
 
 
 if __name__ == "__main__":

@@ -119,11 +119,13 @@ def measure(variant: Variant, model: Path, device: str) -> dict[str, Any]:
         for key in ("seconds", "tokens_per_second", "tflops_per_rank")
     }
     found |= {"loss": updates[-1]["loss"], "launches": launches(learner, samples) if on_card else 0}
+    predicted = predicted_gib(learner, phase, model, ranks) if on_card else (0.0, 0.0)
     return found | {
         "loaded_gib": loaded,
         "held_gib": held(),
         "peak_gib": updates[-1].get("peak_memory_gib", 0.0),
-        "predicted_gib": predicted_gib(learner, phase, ranks) if on_card else 0.0,
+        "predicted_gib": predicted[0],
+        "predicted_peak_gib": predicted[1],
     }
 
 
@@ -137,15 +139,16 @@ def launches(learner: Any, samples: Any) -> int:
     return sum(event.count for event in profiler.key_averages() if event.key in names)
 
 
-def predicted_gib(learner: Any, phase: Any, ranks: int) -> float:
-    """What the plan says that a rank holds between steps on its card."""
+def predicted_gib(learner: Any, phase: Any, model: Path, ranks: int) -> tuple[float, float]:
+    """What the plan says that a rank holds on its card between steps, and takes there at most."""
     from bench.gpu.card import GIB
-    from verl.learner.holdings import Counts, holdings
+    from search_agent.planning.sizes import counts_of, working_bytes
+    from verl.learner.holdings import holdings
+    from verl.trainer.model_shape import read_shape
 
-    weights = learner.model.weights
-    policy = sum(weight.numel() for weight in weights.values())
-    layers = {name.split(".layers.")[1].split(".")[0] for name in weights if ".layers." in name}
-    inside = sum(weight.numel() for name, weight in weights.items() if ".layers." in name)
-    counts = Counts(policy, 0, 0, inside // max(1, len(layers)), policy - inside)
-    parts = holdings(learner.config, phase, counts, ranks).values()
-    return sum(part.held for part in parts if not part.on_host) / GIB
+    config, shape = learner.config, read_shape(str(model))
+    parts = holdings(config, phase, counts_of(config, shape), ranks).values()
+    held = sum(part.held for part in parts if not part.on_host)
+    working = sum(working_bytes(config, shape, on_gpu=True).values())
+    most = held + max(sum(part.computing for part in parts) + working, sum(part.stepping for part in parts))
+    return held / GIB, most / GIB

@@ -1,7 +1,7 @@
 """``dry_run=true``: what a run will start, how large its batches are, what it needs of each GPU and of the disk.
 
-Sizes are arithmetic on the model's shape and the configuration; nothing is started and no torch is imported. The memory
-figures are estimates (activations above all); what is certain not to fit is refused.
+Sizes are arithmetic on the model's shape and the configuration; nothing is started and no torch is imported. Memory is
+told to a tenth of what a learner takes on a CPU; what is certain not to fit is refused.
 """
 
 from __future__ import annotations

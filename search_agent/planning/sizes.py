@@ -1,14 +1,14 @@
 """What a run takes of memory and disk, by part: arithmetic on the model's shape and the configuration, in GiB.
 
-What the learner holds and writes is counted by ``verl.learner.holdings``, from the phases of the run; activations are
-an estimate. Nothing is started and no torch is imported.
+What the learner holds and writes is counted by ``verl.learner.holdings``, from the phases of the run; activations by
+what a layer keeps, to a tenth. Nothing is started and no torch is imported.
 """
 
 from __future__ import annotations
 
 from search_agent.config import RunConfig
 from verl.learner.config import LearnerConfig, LoraConfig
-from verl.learner.holdings import BYTES, Counts, Holding, checkpoint_bytes, holdings
+from verl.learner.holdings import BYTES, Counts, Holding, checkpoint_bytes, holdings, logits_bytes
 from verl.learner.phase import Phase
 from verl.sync import BUCKET_BYTES
 from verl.trainer.model_shape import ModelShape
@@ -145,16 +145,12 @@ def _checkpoint(config: RunConfig, shape: ModelShape) -> list[dict[str, int]]:
 
 def _on_device(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, float]:
     on_gpu = bool(config.cluster.gpus_per_process)
-    computed = BYTES[config.learner.compute_dtype]
     parts: dict[str, float] = {}
     stepping = 0
     for name, part in _holdings(config, shape, phase).items():
         parts[name] = (0 if part.on_host and on_gpu else part.held) + part.computing
         stepping += part.stepping
-    working = {
-        "activations": _activation_bytes(config, shape, computed),
-        "logits": config.learner.max_logits_mib * 2**20 * 2,
-    }
+    working = working_bytes(config.learner, shape, on_gpu=on_gpu)
     # Moments that come for the step alone find activations and logits gone.
     parts |= working if sum(working.values()) >= stepping else {"moments, for a step": stepping}
     return {name: size / _GIB for name, size in parts.items() if size}
@@ -168,14 +164,36 @@ def _adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
     return lora.rank * sum(size for name, size in ends.items() if name in (lora.targets or ends)) * shape.layers
 
 
-def _activation_bytes(config: RunConfig, shape: ModelShape, computed: int) -> float:
-    """What the backward pass keeps for one micro-batch.
+def kept_bytes(learner: LearnerConfig, shape: ModelShape) -> tuple[int, int]:
+    """What all layers keep of one micro-batch for the backward pass, and what one makes again on the way.
 
-    About 14 hidden-wide and 3 MLP-wide tensors a layer; with checkpointing one hidden-wide tensor a layer, and one
-    layer in full while it is recomputed.
+    A layer keeps the four inputs and results of its norms and sums, queries, keys and values, two of attention's
+    results, and four of the MLP's width; with checkpointing its input alone, until it makes the rest again.
     """
-    tokens = config.learner.max_tokens_per_microbatch
-    layer = tokens * computed * (14 * shape.hidden + 3 * shape.ffn)
-    if config.learner.gradient_checkpointing:
-        return layer + tokens * computed * shape.hidden * shape.layers
-    return layer * shape.layers
+    width, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    wide = learner.max_tokens_per_microbatch * BYTES[learner.compute_dtype]
+    layer = wide * (4 * shape.hidden + 3 * width + 2 * kv + 4 * shape.ffn)
+    return (shape.layers * wide * shape.hidden, layer) if learner.gradient_checkpointing else (shape.layers * layer, 0)
+
+
+def working_bytes(learner: LearnerConfig, shape: ModelShape, *, on_gpu: bool) -> dict[str, int]:
+    """What one micro-batch takes, by part, when it takes most: in the head, back through a layer, at the end.
+
+    On the way back two gradients of the MLP's width stand beside what is kept. A weight's gradient is made in the
+    precision that is computed in and kept in full; those of head and embeddings are added and reduced at the end.
+    """
+    full, half = BYTES[learner.parameter_dtype], BYTES[learner.compute_dtype]
+    kept, again = kept_bytes(learner, shape)
+    head, both = shape.vocabulary * shape.hidden, full + (half if half < full else 0)
+    logits = logits_bytes(learner, shape.vocabulary, on_gpu=on_gpu)
+    back = 2 * learner.max_tokens_per_microbatch * half * shape.ffn
+    moments = (
+        (kept, logits, head * both),
+        (kept + again + back, 0, shape.layer_parameters * full + head * half),
+        (0, 0, 2 * both * head * (1 if shape.tied else 2)),
+    )
+    names = ("activations", "logits", "gradients on their way")
+    found = [dict(zip(names, moment, strict=True)) for moment in moments]
+    if learner.lora is not None:
+        found = [parts | {"gradients on their way": 0} for parts in found]
+    return max(found, key=lambda parts: sum(parts.values()))

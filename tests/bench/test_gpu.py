@@ -77,12 +77,14 @@ def test_utilisation_is_judged_where_the_cards_peak_is_known(monkeypatch: pytest
         "held_gib": 2.2,
         "peak_gib": 3.0,
         "predicted_gib": 2.0,
+        "predicted_peak_gib": 3.1,
     }
     monkeypatch.setattr(card, "machine", lambda: "NVIDIA H200; torch 2.11")
     rows = {row.figure: row for row in figures("x", found, judged=True)}
     assert rows["x: model FLOPs utilisation of 989"].value == pytest.approx(0.1)
     assert rows["x: model FLOPs utilisation of 989"].holds is False
     assert rows["x: memory between steps, off the plan's"].holds is (2.2 / 2.0 - 1 <= 0.1)
+    assert rows["x: memory at its peak, off the plan's"].holds is True
     monkeypatch.setattr(card, "machine", lambda: "a card that nobody knows")
     assert not [row for row in figures("x", found, judged=True) if "utilisation" in row.figure]
 

@@ -12,6 +12,9 @@ from verl.learner.config import LearnerConfig
 from verl.learner.phase import Phase, Weights
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BLOCK_MIB = {"cpu": 4, "cuda": 64}
+"""Logits are turned into softmax and sums this much at a time: on CPU a block then stays in the cache over all passes.
+"""
 _MOMENTS = 2
 
 
@@ -48,7 +51,7 @@ class Holding:
 
 
 def holdings(config: LearnerConfig, phase: Phase, counts: Counts, ranks: int) -> dict[str, Holding]:
-    """Everything but activations and logits, by part. FSDP shards what is held and gathers a layer at a time."""
+    """Everything but what one micro-batch takes, by part. FSDP shards what is held and gathers a layer at a time."""
     shards = config.shard_ranks or ranks
     full, half = BYTES[config.parameter_dtype], BYTES[config.compute_dtype]
     away, resting = config.offload == "all", config.offload != "none"
@@ -74,12 +77,23 @@ def holdings(config: LearnerConfig, phase: Phase, counts: Counts, ranks: int) ->
     if phase.has_critic:
         parts["critic"] = Holding(sharded(counts.critic, full), on_host=away)
         parts["critic's optimizer"] = moments(counts.critic)
-    if shards > 1 or full != half or away:
-        # At work: the layer, the next one on its way, and what lies outside; alone, nothing is freed until the end.
-        gathered = 2 * counts.layer + counts.outside if ranks > 1 or away else counts.policy
-        parts["gathered layers"] = Holding(0, gathered * half)
-        parts["gradients on their way"] = Holding(0, (counts.layer + counts.outside) * full)
+    # At work: the layer, the next one on its way, and what lies outside; alone, nothing is freed until the end.
+    gathered = 2 * counts.layer + counts.outside if ranks > 1 or away else counts.policy + adapters
+    parts["gathered layers"] = Holding(0, gathered * half)
     return parts
+
+
+def logits_bytes(config: LearnerConfig, vocabulary: int, *, on_gpu: bool) -> int:
+    """The logits of one chunk and, beside them, two of the blocks they are worked on in, or a copy in half precision.
+
+    ``max_logits_mib`` bounds logits and copy together.
+    """
+    full, half = max(BYTES["float32"], BYTES[config.compute_dtype]), BYTES[config.compute_dtype]
+    copy = half if half < full else 0
+    rows = min(config.max_tokens_per_microbatch, max(1, (config.max_logits_mib << 20) // (vocabulary * (full + copy))))
+    logits = rows * vocabulary * full
+    block = BLOCK_MIB["cuda" if on_gpu else "cpu"] << 20
+    return logits + max(2 * min(logits, block), rows * vocabulary * copy)
 
 
 def checkpoint_bytes(config: LearnerConfig, phase: Phase, counts: Counts) -> dict[str, int]:

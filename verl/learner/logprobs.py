@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from verl.learner.holdings import BLOCK_MIB
+
 _MIB = 1 << 20
-# Logits are turned into softmax and sums this much at a time: on CPU a block then stays in the cache over all passes.
-_BLOCK_MIB = {"cpu": 4, "cuda": 64}
 
 
 def policy_logprobs(
@@ -92,8 +92,7 @@ class _ChunkedHead(torch.autograd.Function):
         # Over several chunks the sum is kept in full: in half precision each addition would round it. A frozen head
         # (with adapters) has none.
         whole = len(targets) <= ctx.chunk
-        exact = weight.dtype if whole else entropy.dtype
-        grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
+        grad_weight: Tensor | None = None
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         head: Tensor | None = None
         for part in _parts(len(targets), ctx.chunk):
@@ -106,12 +105,23 @@ class _ChunkedHead(torch.autograd.Function):
             _logits_grad_in_place(p, targets[part], grad_logprobs[part], entropy[part], entropy_slope)
             logits_grad = p.div_(ctx.temperature).to(hidden.dtype) if ctx.temperature != 1 else p.to(hidden.dtype)
             torch.mm(logits_grad, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                share = logits_grad.t() @ hidden[part]
-                grad_weight = share if whole else grad_weight.add_(share)
-                del share
+            if ctx.needs_input_grad[1]:
+                grad_weight = _add_share(
+                    grad_weight, logits_grad, hidden[part], weight.dtype if whole else entropy.dtype
+                )
             del p, logits_grad
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), *[None] * 5
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, *[None] * 5
+
+
+def _add_share(total: Tensor | None, logits_grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of the head's weight, ``[vocabulary, width]`` of ``dtype``, with that of one chunk; in place."""
+    if total is None:
+        return (logits_grad.t() @ hidden).to(dtype)
+    if hidden.dtype == dtype:
+        return total.addmm_(logits_grad.t(), hidden)
+    return total.add_(logits_grad.t() @ hidden)
 
 
 def _softmax_in_place(
@@ -152,7 +162,7 @@ def _parts(rows: int, size: int) -> list[slice]:
 
 def _blocks(z: Tensor) -> list[slice]:
     row_bytes = z.shape[1] * z.element_size()
-    return _parts(len(z), max(1, _BLOCK_MIB.get(z.device.type, 64) * _MIB // row_bytes))
+    return _parts(len(z), max(1, BLOCK_MIB.get(z.device.type, 64) * _MIB // row_bytes))
 
 
 def _head(weight: Tensor, full: bool) -> Tensor:
