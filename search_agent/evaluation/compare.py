@@ -195,7 +195,11 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Outcomes], list[Outco
         raise UserError(f"name one run or two; {USAGE}")
     stage, out = options.get("stage"), Path(options["out"]) if "out" in options else None
     if len(sides) == 2:
-        first, second = ([read_outcomes(Path(run), stage) for run in side.split(",")] for side in sides)
+        named = [[Path(run) for run in side.split(",")] for side in sides]
+        for runs in named:
+            if len({run.resolve() for run in runs}) < len(runs):
+                raise UserError(f"{','.join(map(str, runs))}: a run is named twice on one side: seeds are runs apart")
+        first, second = ([read_outcomes(run, stage) for run in runs] for runs in named)
         return first, second, out
     run = Path(sides[0])
     after = stage or "test-after-greedy"

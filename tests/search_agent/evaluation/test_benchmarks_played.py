@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from search_agent import evaluate
-from search_agent.evaluation import flashrag
+from search_agent.evaluation import compare, flashrag
 from tests.search_agent.data.test_benchmark import ROW, beir, longbench_row, write
 from tests.search_agent.scripted_server import Policy, Scripted
+from verl.errors import UserError
 
 
-def measure(tmp_path: Path, tokenizer: Any, policy: Policy, *words: str) -> dict[str, Any]:
+def measure(tmp_path: Path, tokenizer: Any, policy: Policy, *words: str, name: str = "run") -> dict[str, Any]:
     tokenizer.save_pretrained(tmp_path / "model")
     server = Scripted(policy, tokenizer)
     command = [f"endpoint={server.start()}", "endpoint_model=m", f"model={tmp_path / 'model'}"]
-    assert evaluate.main([*command, f"run_dir={tmp_path / 'run'}", "environment.max_prompt_tokens=400", *words]) == 0
-    found: dict[str, Any] = json.loads((tmp_path / "run" / "evaluation.json").read_text())["greedy"]
+    assert evaluate.main([*command, f"run_dir={tmp_path / name}", "environment.max_prompt_tokens=400", *words]) == 0
+    found: dict[str, Any] = json.loads((tmp_path / name / "evaluation.json").read_text())["greedy"]
     return found
 
 
@@ -78,3 +79,24 @@ def test_several_sets_are_told_apart_with_their_mean_and_written_as_flashrag_wri
     items = json.loads((tmp_path / "written" / "intermediate_data.json").read_text())
     assert [item["output"]["pred"] for item in items] == ["mara"] * 4
     assert re.match(r"em: 0.75\n", (tmp_path / "written" / "metric_score.txt").read_text())
+
+
+def test_samples_have_pass_and_majority_and_seeds_an_interval_from_the_command_line(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "mine" / "test.jsonl", [{**ROW, "id": f"t{n}", "question": f"who {n}"} for n in range(2)])
+    said = iter([" mara", " other"] * 40)
+    words = [f"benchmark={tmp_path / 'mine'}", "method=direct", "evaluation.select_by=four"]
+    ways = "evaluation.decodings=[{name: greedy, temperature: 0}, {name: four, samples: 4}]"
+    names = ["a", "b"]
+    for seed, name in enumerate(names):
+        measure(tmp_path, tokenizer, lambda _: next(said), *words, ways, f"seed={seed}", name=name)
+    runs = ",".join(str(tmp_path / name) for name in names)
+    capsys.readouterr()
+    assert compare.main([runs, str(tmp_path / "a"), "stage=eval-four", f"out={tmp_path / 'found.json'}"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["sampled"]["pass@4"] == [1.0, 1.0]
+    assert set(found["sampled"]) == {"pass@2", "pass@4", "maj@2", "maj@4"}
+    assert found["seeds"]["before"]["n"] == 2
+    with pytest.raises(UserError, match="named twice on one side"):
+        compare.main([f"{tmp_path / 'a'},{tmp_path}/mine/../a", str(tmp_path / "b")])
