@@ -1,7 +1,8 @@
 """ExSearch's twin, the control that ignores the weights, and GRPO on as many episodes, from one warm-up.
 
-Each run is `bash cmd/train.sh recipe=exsearch_mini` (and ``_uniform``, ``_grpo``). The picture is
-``docs/results/exsearch.png``. ``--quick`` makes one run too short to learn and draws nothing.
+The warm-up is `bash cmd/train.sh recipe=exsearch_mini trainer.steps=0`, and each run is `recipe=exsearch_mini` (and
+``_uniform``, ``_grpo``) from its weights, with ``warmup.steps=0``. The picture is ``docs/results/exsearch.png``.
+``--quick`` makes one run too short to learn and draws nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from bench.harness import ROOT, Figure, main
 from bench.main_job.runs import SHORT, by_recipe, made_runs, new_folder, read_curve, read_summary, share_finished
+from bench.main_job.warm import warm_model
 from search_agent.console.screen import new_picture, save_picture
 from search_agent.grid.members import Member
 
@@ -26,13 +28,20 @@ Curve = Sequence[tuple[int, float]]
 
 def measure(quick: bool) -> Iterator[Figure]:
     """Make the runs, compare their summaries with each other, and draw their curves together."""
-    names = ["exsearch_mini"] if quick else list(RUNS)
-    with made_runs(new_folder("exsearch"), [f"recipe={','.join(names)}", *(SHORT if quick else [])]) as members:
+    names, folder = ["exsearch_mini"] if quick else list(RUNS), new_folder("exsearch")
+    keys = [f"recipe={','.join(names)}", *(SHORT if quick else [])]
+    keys += [f"model={warm_model(folder / 'warm', quick=quick, recipe=names[0])}", "warmup.steps=0"]
+    with made_runs(folder, keys) as members:
         yield share_finished(members)
         finished = by_recipe(members)
         yield from figures({name: read_summary(member) for name, member in finished.items()}, judged=not quick)
+        lines = {RUNS[name]: curves(member) for name, member in finished.items()}
+        for label, line in lines.items():
+            for how, points in line.items():
+                for episodes, value in points:
+                    yield Figure(f"{label}: {how} EM on dev after {episodes} episodes", value, "share")
         if not quick and finished:
-            draw({RUNS[name]: curves(member) for name, member in finished.items()}, PICTURE)
+            draw(lines, PICTURE)
             print(f"picture: {PICTURE.relative_to(ROOT)}")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from search_agent.data.chat_traces import ChatReader
 from search_agent.exsearch import files
-from search_agent.exsearch.__main__ import main, with_recipe
+from search_agent.exsearch.__main__ import main, weights_of, with_recipe
 from search_agent.exsearch.arguments import read_arguments, training_keys
 from search_agent.exsearch.chats import gold_samples, messages_of
 from search_agent.protocols import exsearch
@@ -88,6 +88,15 @@ def test_api_search_names_the_retriever_unless_the_command_does(monkeypatch: pyt
     assert "retriever=http://h:8893" in with_recipe([])
     assert "client.dialect=api_search" in with_recipe([])
     assert with_recipe(["recipe=r", "retriever=x"]) == ["recipe=r", "retriever=x"]
+
+
+def test_the_folder_that_a_step_wrote_names_the_weights_it_came_to_once_it_is_finished(tmp_path: Path) -> None:
+    assert weights_of("hub/name") == "hub/name"
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="a run that is not finished: give its command again first"):
+        weights_of(str(tmp_path))
+    (tmp_path / "summary.json").write_text("{}")
+    assert weights_of(str(tmp_path)) == str(tmp_path / "best_dev")
 
 
 def test_a_cost_goes_with_its_question_and_the_answer_becomes_the_accepted_one() -> None:
