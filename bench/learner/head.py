@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear_cross_entropy
 
 from bench.harness import Figure, main
 from verl.learner.logprobs import policy_logprobs
@@ -40,6 +39,8 @@ def masked_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor)
 
 def torch_masked(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """torch's chunked ``linear_cross_entropy`` on the same positions: no entropy, and no weights but one for all."""
+    from torch.nn.functional import linear_cross_entropy  # since torch 2.12 or 2.13; cards may have 2.11
+
     options = torch.nn.LinearCrossEntropyOptions()
     return linear_cross_entropy(hidden[mask], weight, targets[mask], reduction="mean", options=options)
 

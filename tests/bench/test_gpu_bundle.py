@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -148,3 +150,11 @@ def test_a_gpu_install_has_what_vllm_imports_whenever_an_engine_starts_on_a_card
     """``vllm.model_executor.warmup`` imports a module that needs torchvision; the CPU build of vLLM never does."""
     lock = (ROOT / "requirements" / "gpu.lock").read_text().splitlines()
     assert any(line.startswith("torchvision==") for line in lock)
+
+
+def test_the_commands_for_a_card_import_with_the_oldest_torch_that_one_may_have() -> None:
+    code = (
+        "import torch.nn.functional as F; del F.linear_cross_entropy; "  # what 2.11 lacks
+        "import bench.gpu.learner, bench.gpu.engine, bench.gpu.loop, bench.gpu.two"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -220,7 +220,12 @@ class Controller:
         metrics |= watch(metrics, state, config.alarms)
         metrics["seconds/learn"] = clock.lap()
         buffer.advance()
-        state.step = buffer.version
+        state.step = step = buffer.version
+        await self._writing.begin(  # compressed while the weights travel and the next step is played
+            lambda: self._folder.write_trajectories(
+                "train", step, episodes_of(groups, "train"), keep=config.keep_trajectory_steps
+            )
+        )
         await self._sync.push(state.step)
         metrics["seconds/sync"] = clock.lap()
         metrics["seconds/step"] = clock.total()
@@ -230,10 +235,6 @@ class Controller:
         state.outstanding, state.next_group = buffer.outstanding(), buffer.next_number
         self._tracker.log(self._global_step(), metrics)
         self._ledger.record(state.step, groups)
-        keep, step = config.keep_trajectory_steps, state.step
-        await self._writing.begin(  # compressed while the next step is played
-            lambda: self._folder.write_trajectories("train", step, episodes_of(groups, "train"), keep=keep)
-        )
         self._last_step_end = time.monotonic()
 
     async def _after_step(self) -> None:

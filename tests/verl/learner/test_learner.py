@@ -91,6 +91,28 @@ def test_recomputed_layers_and_chunked_logits_give_the_same_step(model_folder: P
     assert thrifty["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-9)
 
 
+def kept_bytes(learner: Learner, samples: list[TrainingSample]) -> int:
+    """Of activations that an update keeps for its backward pass, each storage once."""
+    kept: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # so that no address comes twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        learner.update(samples)
+    return sum(kept.values())
+
+
+def test_layers_that_are_recomputed_keep_their_input_alone(model_folder: Path, make_samples: MakeSamples) -> None:
+    samples = make_samples(6)
+    plain = kept_bytes(started(model_folder), samples)
+    assert kept_bytes(started(model_folder, replace(EXACT, gradient_checkpointing=True)), samples) < plain / 3
+
+
 def test_half_precision_computes_nearly_the_same_step(model_folder: Path, make_samples: MakeSamples) -> None:
     samples = make_samples(8)
     whole = started(model_folder, LearnerConfig())

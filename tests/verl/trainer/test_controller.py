@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -175,3 +177,26 @@ async def test_every_step_begins_with_a_fresh_optimizer_if_asked_for_also_after_
     (tmp_path / "run" / "summary.json").write_text("{}")
     _, learner = await play(tmp_path / "run", "em", steps=3, fresh_optimizer=True, passes=2)
     assert (learner.loaded, learner.called) == (("step_000002", 1), ["phase of 1", "update on 8"])
+
+
+async def test_episodes_are_written_while_the_weights_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = {step: threading.Event() for step in (1, 2)}
+    order: list[tuple[str, int]] = []
+    write, push = RunFolder.write_trajectories, Sync.push
+
+    def noted_write(folder: RunFolder, stage: str, step: int, *rest: Any, **more: Any) -> None:
+        write(folder, stage, step, *rest, **more)
+        if stage == "train":
+            order.append(("written", step))
+            writing[step].set()
+
+    async def noted_push(sync: Sync, version: int) -> None:
+        if version:  # if the writing began behind it, it would wait in vain
+            assert await asyncio.to_thread(writing[version].wait, 30)
+            order.append(("pushed", version))
+        await push(sync, version)
+
+    monkeypatch.setattr(RunFolder, "write_trajectories", noted_write)
+    monkeypatch.setattr(Sync, "push", noted_push)
+    await play(tmp_path, "em", steps=2)
+    assert order == [("written", 1), ("pushed", 1), ("written", 2), ("pushed", 2)]
