@@ -32,7 +32,7 @@ def measure(quick: bool) -> Iterator[Figure]:
         opened, closed = twins
         yield from figures(read_summary(opened), read_summary(closed), judged=not quick)
         first = opened.folder / "best_dev"
-        with made_runs(new_folder("rare_kto"), ["recipe=rare_kto_mini", f"model={first}", *short]) as [kto]:
+        with made_runs(new_folder("rare_kto"), ["recipe=rare_kto_mini", f"model='{first}'", *short]) as [kto]:
             if kto.finished:
                 before, after = (read_outcomes(kto.folder, f"test-{when}-greedy") for when in ("before", "after"))
                 gain = compare([before], [after]).scores["em"].difference

@@ -130,7 +130,8 @@ def counts_of(learner: LearnerConfig, shape: ModelShape) -> Counts:
         adapters=_adapter_parameters(learner.lora, shape) if learner.lora else 0,
         critic=shape.parameters - outside + embeddings + 2 * shape.hidden,
         layer=shape.layer_parameters,
-        outside=outside,
+        outside=outside + shape.beside,
+        untrained=shape.beside,
     )
 
 

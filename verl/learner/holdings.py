@@ -29,11 +29,13 @@ class Counts:
     layer: int
     """One decoder layer."""
     outside: int
-    """Embeddings, head and last norm: gathered and freed together."""
+    """Embeddings, head and last norm, and what sees pictures: gathered and freed together."""
+    untrained: int = 0
+    """Of the policy, what no phase trains: what sees pictures."""
 
     def of(self, part: Weights) -> int:
-        """Weights of a part of the policy."""
-        return self.adapters if part == "adapters" else self.policy
+        """Weights of a part of the policy that can be trained."""
+        return self.adapters if part == "adapters" else self.policy - self.untrained
 
 
 @dataclass(frozen=True)

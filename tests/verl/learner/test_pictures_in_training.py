@@ -17,6 +17,7 @@ from verl.errors import UserError
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
 from verl.learner.phase import Phase
+from verl.trainer.model_shape import read_shape
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,14 @@ def test_it_learns_the_colour_it_sees_and_its_sight_stays(
     for one, ours in zip(seen, learner.logprobs(seen), strict=True):
         again = theirs(tmp_path / "out", pictures, one)
         torch.testing.assert_close(torch.as_tensor(ours[one.policy_mask]), again, atol=2e-4, rtol=0)
+
+
+def test_a_plan_counts_all_of_its_parameters(folder: Path, pictures: Pictures) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    shape = read_shape(str(folder))
+    assert shape.parameters == sum(weight.numel() for weight in model.parameters())
+    assert shape.beside == sum(weight.numel() for weight in model.model.visual.parameters())
+    assert read_shape("Qwen/Qwen2.5-VL-7B-Instruct").parameters == 8_292_166_656
 
 
 def test_a_picture_that_was_replaced_is_told(

@@ -56,6 +56,20 @@ def test_a_damaged_description_is_named(folder: Path) -> None:
         check_model(folder, EngineConfig(), on_cpu=True)
 
 
+def test_a_model_that_reads_pictures_needs_torchvision_and_is_measured_by_how_it_reads_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = {"model_type": "qwen2_5_vl", "text_config": DESCRIPTION}
+    (folder / "config.json").write_text(json.dumps(described))
+    monkeypatch.setattr("verl.rollout.engine_checks.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="reads pictures, and vLLM needs torchvision for that: install it"):
+        check_model(folder, EngineConfig(), on_cpu=True)
+    monkeypatch.setattr("verl.rollout.engine_checks.find_spec", lambda name: name)
+    check_model(folder, EngineConfig(), on_cpu=True)
+    with pytest.raises(UserError, match="max_position_embeddings=2048"):
+        check_model(folder, EngineConfig(max_context_tokens=4096), on_cpu=True)
+
+
 def test_an_architecture_that_is_not_served_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="Qwen2ForCausalLM, which this vLLM does not serve"):
         check_architecture(folder, frozenset({"LlamaForCausalLM"}))
