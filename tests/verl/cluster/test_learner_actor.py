@@ -56,3 +56,17 @@ def test_repeatable_kernels_are_asked_for_on_a_gpu_and_where_told(
     config: Any = None
     actors.LearnerActor(log=tmp_path / "log").start(place, "", config, seed=0, rejected=tmp_path)
     assert asked == [True] * (device == "cuda" and deterministic)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_answers_with_the_scores_that_all_of_them_have(
+    rank: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(actors, "log_to", lambda path: None)
+    actor = actors.LearnerActor(log=tmp_path / "log")
+    rows = [torch.ones(3).numpy()]
+    scores = SimpleNamespace(reference_kl=lambda *_: rows, logprobs=lambda *_: rows)
+    monkeypatch.setattr(actor, "_learner", scores, raising=False)
+    monkeypatch.setattr(actor, "_rank", rank, raising=False)
+    assert actor.reference_kl([], 1.0, "k1") == (rows if rank == 0 else None)
+    assert actor.sum_logprobs([]) == ([3.0] if rank == 0 else None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from transformers import AutoModelForCausalLM
 
@@ -215,3 +216,31 @@ def test_a_phase_that_grew_goes_on_as_if_it_had_always_been_that_long(
     again = Learner(model_folder, LearnerConfig(), seed=2)
     again.load_checkpoint(tmp_path / "grown")
     assert again.phase.batches == 4
+
+
+def test_ranks_wait_for_hours_and_not_ten_minutes_for_the_one_that_writes(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ranks agree on while files are written goes over a patient group, in the foreground too."""
+    groups: list[Any] = []
+    patience: list[float] = []
+    barrier, new_group = dist.barrier, dist.new_group
+
+    def agreed(group: Any = None, **options: Any) -> Any:
+        groups.append(group)
+        return barrier(group, **options)
+
+    def made(*arguments: Any, **options: Any) -> Any:
+        patience.append(options["timeout"].total_seconds())
+        return new_group(*arguments, **options)
+
+    monkeypatch.setattr(dist, "barrier", agreed)
+    monkeypatch.setattr(dist, "new_group", made)
+    learner = Learner(model_folder, LearnerConfig(), seed=0)
+    learner.begin_phase(Phase())
+    learner.save_checkpoint(tmp_path / "learner")
+    learner.save_hf(tmp_path / "hf")
+    assert len(groups) >= 4  # before and after each of the two is written
+    assert not {None, dist.group.WORLD} & set(groups)
+    assert len(patience) == 1
+    assert patience[0] >= 3600
