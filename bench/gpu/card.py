@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -15,6 +14,8 @@ from bench.harness import Figure
 PEAKS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0}
 BUDGET_S = 90.0
 """What a command may take on a card, so that minutes on one are enough; what does not fit any more is left out."""
+UNHURRIED_S = 24 * 3600.0
+"""Without a card; finite, as it becomes the timeout of a process."""
 GIB = 2**30
 _PARTS = "parts="
 
@@ -66,7 +67,7 @@ class Clock:
     """The time that a command has left; without a card there is no hurry."""
 
     def __init__(self) -> None:
-        self._end = time.monotonic() + (BUDGET_S if count() else math.inf)
+        self._end = time.monotonic() + (BUDGET_S if count() else UNHURRIED_S)
 
     @property
     def left_s(self) -> float:
