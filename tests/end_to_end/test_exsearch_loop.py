@@ -22,7 +22,9 @@ KEYS = (
     f"trainer.steps={STEPS}",
     "trainer.prompts_per_step=24",
     "learner.updates_per_batch=6",
-    # As the published program: warm-up rows among the episodes, two passes, a new optimizer for each iteration.
+    # As the published program: passages chosen in chats of their own, warm-up rows among the episodes, two passes, a
+    # new optimizer for each iteration.
+    "protocol.select=chat",
     "trainer.mixed_traces=32",
     "trainer.passes=2",
     "trainer.fresh_optimizer=true",
@@ -53,5 +55,7 @@ def test_a_loop_killed_between_and_within_iterations_comes_to_the_same_weights(t
         mine, other = (RunFolder(folder).read_trajectories("train", step) for folder in (broken, whole))
         pairs = zip(mine, other, strict=True)
         assert all(left.token_ids().tolist() == right.token_ids().tolist() for left, right in pairs)
+    played = list(RunFolder(whole).read_trajectories("train", 1))
+    assert any(segment.beside for episode in played for segment in episode.segments)
     learned = [row for row in metrics(whole) if "largest_weight" in row]
     assert [row["trained_episodes"] > 0 for row in learned] == [True] * STEPS
