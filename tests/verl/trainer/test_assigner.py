@@ -144,3 +144,15 @@ async def test_a_budget_of_what_the_reward_does_not_measure_is_told() -> None:
     groups[0].trajectories[1].reward_parts = {"em": 1.0}
     with pytest.raises(UserError, match=r"trainer\.budget\.part=searches: task task was given no such part; .* em"):
         await with_budget("grpo").samples(groups, LoopState())
+
+
+@pytest.mark.parametrize(("name", "enough"), [("dr_grpo", 1.0), ("grpo", 3**0.5)])
+async def test_a_second_search_that_is_worth_a_right_answer_is_given_up_above_its_worth(
+    name: AdvantageName, enough: float
+) -> None:
+    """Two samples search once and are wrong, two search twice and are right: deviation of the rewards 1 / sqrt(3)."""
+    groups = searching(1, 1, 2, 2, rewards=(0, 0, 1, 1))
+    for price, worth_it in ((0.99 * enough, True), (1.01 * enough, False)):
+        state = LoopState(budget_price=price)
+        samples, _ = await with_budget(name).samples(groups, state)
+        assert (samples[-1].advantages[-1] > 0) == worth_it
