@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(folder / "run", stages)
     (run / "config.yaml").write_text(to_yaml(results_config(load_config([]))))
     (run / "best_dev").mkdir()
+    for name in ("A", "B", "A0", "A1", "A2", "B0", "B1", "B2"):
+        shutil.copytree(run, folder / name)
     (folder / "corpus.jsonl").write_text('{"id": "0", "contents": "\\"Title\\"\\ntext"}\n')
     (folder / "file.jsonl").write_text('{"id": "a", "question": "who?", "golden_answers": ["x"]}\n')
     (folder / "folder").mkdir()
@@ -88,7 +91,8 @@ def filled(words: Sequence[str], place: Path) -> list[str]:
     """The words with something in the place of each placeholder."""
     run, file, corpus = place / "run", place / "file.jsonl", place / "corpus.jsonl"
     values = {
-        r"\b(RUN_OR_FOLDER|RUN_[AB]|RUN|BEFORE|AFTER|runs/(RUN|[AB]\d?))(?![\w/])": str(run),
+        r"\bruns/([AB]\d?)\b": rf"{place}/\g<1>",
+        r"\b(RUN_OR_FOLDER|RUN_[AB]|RUN|BEFORE|AFTER|runs/RUN)(?![\w/])": str(run),
         r"^((data\.)?corpus=).+": rf"\g<1>{corpus}",
         r"^(data\.(train|dev|test|traces)=).+": rf"\g<1>{file}",
         r"\bFOLDER\b": str(place / "folder"),
