@@ -10,9 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl.errors import InfrastructureError
 from verl.rollout.interfaces import Generation
 from verl.rollout.stop_strings import StopFinder, StopStrings
 from verl.trajectory import FinishReason
+
+ENDS = ("stop", "length")
+"""Why a request ends by itself, in vLLM's words."""
 
 
 @dataclass(slots=True)
@@ -82,7 +86,8 @@ class OpenRequests:
     def take(self, outputs: Iterable[Any]) -> tuple[list[tuple[str, Generation]], list[str]]:
         """One step's ``EngineCoreOutput`` of vLLM: the requests that ended, and those of them that it must be told of.
 
-        vLLM knows of the token that ends a turn and of lengths, not of stop strings.
+        vLLM knows of the token that ends a turn and of lengths, not of stop strings. Raises InfrastructureError if it
+        ended one for any other reason: what it wrote so far is no turn of the policy's.
         """
         ended, untold = [], []
         for output in outputs:
@@ -94,6 +99,8 @@ class OpenRequests:
                 continue
             if output.finish_reason is None:
                 untold.append(output.request_id)
+            elif stop is None and str(output.finish_reason) not in ENDS:
+                raise InfrastructureError(f"vLLM ended request {output.request_id} as {output.finish_reason}")
             del self._open[output.request_id]
             ended.append((output.request_id, self._generation(request, stop, str(output.finish_reason))))
         return ended, untold
