@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def test_a_run_of_all_benches_leaves_out_those_for_a_card() -> None:
 def test_what_does_not_fit_the_time_on_a_card_is_left_out_and_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert card.Clock().left_s == math.inf  # a slow CPU leaves nothing out
+    assert card.Clock().left_s > 3600  # a slow CPU leaves nothing out
     monkeypatch.setattr(card, "count", lambda: 1)
     monkeypatch.setattr(card, "BUDGET_S", 30.0)
     clock = card.Clock()
