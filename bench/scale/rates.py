@@ -49,7 +49,7 @@ def as_row(found: Mapping[str, float], at: Mapping[str, Any]) -> str:
     return (
         f"- card: CPU\n"
         f'  date: "{datetime.now(UTC):%Y-%m-%d}"\n'
-        f"  commit: {at['commit']}\n"
+        f'  commit: "{at["commit"]}"\n'
         f"  source: \"bench/scale/rates.py: {at['cores']} cores of an {at['processor']}; the quick start's model, "
         f'lengths and threads"\n'
         f"  parameters: {found['parameters']:.1f}\n"

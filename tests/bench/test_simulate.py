@@ -128,7 +128,7 @@ def _trajectory(task: str, sample: int) -> Trajectory:
 
 def test_a_measured_row_takes_the_place_of_its_card_alone_and_is_read_back(tmp_path: Path) -> None:
     found = dict.fromkeys(("step_s", "request_s", "read_s", "learn_tflops", "shm"), 0.0012345)
-    row = as_row({**found, "parameters": 5e5}, {"commit": "abc", "cores": 2, "processor": "AMD: one's"})
+    row = as_row({**found, "parameters": 5e5}, {"commit": "797036155557", "cores": 2, "processor": "AMD: one's"})
     table = tmp_path / "rates.yaml"
     table.write_text(replaced(replaced(TABLE.read_text(), row), row))
     before, after = read_rates(), read_rates(table)
