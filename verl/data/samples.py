@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class TrainingSample:
             return [cls.from_trajectory(trajectory, advantages)]
         whole = cls._read(trajectory, advantages)
         columns = (whole.token_ids, whole.policy_mask, whole.advantages, whole.rollout_logprobs)
-        return [cls(*(column[texts == text] for column in columns)) for text in range(texts.max() + 1)]
+        own, *chats = (cls(*(column[texts == text] for column in columns)) for text in range(texts.max() + 1))
+        return [replace(own, images=trajectory.images), *chats]  # pictures stand in the first prompt
 
     @classmethod
     def _read(cls, trajectory: Trajectory, advantages: FloatArray | float) -> TrainingSample:

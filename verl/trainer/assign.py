@@ -13,6 +13,7 @@ from verl.algorithms.config import AdvantageConfig
 from verl.algorithms.penalties import next_coefficient, next_price
 from verl.cluster.learners import LearnerGroup
 from verl.data.samples import TrainingSample
+from verl.errors import UserError
 from verl.rollout.groups import Group
 from verl.trainer.config import TrainerConfig
 from verl.trainer.gold import GoldScorer
@@ -79,8 +80,13 @@ class Assigner:
         return {"budget/spent": spent, "budget/price": price}
 
     async def _kl(self, groups: Sequence[Group], state: LoopState) -> tuple[list[FloatArray], dict[str, float]]:
-        config = self.config.kl_reward
-        samples = [TrainingSample.from_trajectory(e.trajectory, 0.0) for e in usable_episodes(groups)]
+        config, episodes = self.config.kl_reward, usable_episodes(groups)
+        if any(episode.trajectory.texts().any() for episode in episodes):
+            raise UserError(
+                "trainer.kl_reward.coefficient: an episode that opens chats beside it (protocol.select=chat) is "
+                "several texts, and has no KL in its reward: write 0, or protocol.select=turn"
+            )
+        samples = [TrainingSample.from_trajectory(episode.trajectory, 0.0) for episode in episodes]
         kl = await self.learners.reference_kl(samples, self.temperature, config.estimator)
         coefficient = config.coefficient if state.kl_coefficient is None else state.kl_coefficient
         tokens = sum(sample.num_policy_tokens for sample in samples)

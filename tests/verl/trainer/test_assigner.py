@@ -55,6 +55,25 @@ async def test_the_kl_of_an_episode_comes_off_its_reward() -> None:
     assert metrics["kl_reward_coefficient"] == 0.1
 
 
+async def test_an_episode_of_several_texts_has_no_kl_in_its_reward_and_it_is_told() -> None:
+    chatted = episode(1.0, 0)
+    chatted.append_observation([6], "choose", beside=True)
+    chatted.append_generated([7], "1", [-1.0], [0], "stop")
+    group = Group(0, Task("task", "q", ("a",)), [chatted, episode(1.0, 1)])
+    with pytest.raises(UserError, match=r"trainer\.kl_reward\.coefficient.*select=turn"):
+        await assigner(KlRewardConfig(coefficient=0.1)).samples([group], LoopState())
+
+
+def test_pictures_stand_in_the_text_that_shows_them() -> None:
+    chatted = episode(1.0, 0)
+    chatted.images = ("a.png",)
+    chatted.append_observation([6], "choose", beside=True)
+    chatted.append_generated([7], "1", [-1.0], [0], "stop")
+    own, beside = TrainingSample.of_each_text(chatted, 1.0)
+    assert (own.token_ids.tolist(), own.images) == ([1, 4, 5], ("a.png",))
+    assert (beside.token_ids.tolist(), beside.images) == ([6, 7], ())
+
+
 async def test_the_adaptive_coefficient_goes_on_from_the_loops_state() -> None:
     kl = KlRewardConfig(coefficient=0.1, controller="adaptive", target=0.1, horizon_sequences=10)
     state = LoopState()
