@@ -140,8 +140,9 @@ def _questions(config: Config, dropped: list[dict[str, Any]]) -> list[Annotated]
 
 
 def _shared(config: Config) -> dict[str, Any]:
+    """Settings of the sampling: all tokens are drawn from. ``top_k`` is not sent: OpenAI's own API has none."""
     names = ("key_variable", "workers", "temperature", "max_tokens", "price_in", "price_out", "seed")
-    return {"top_p": 1.0, **{name: getattr(config, name) for name in names}}
+    return {"top_p": 1.0, "top_k": -1, **{name: getattr(config, name) for name in names}}
 
 
 async def _write_all(

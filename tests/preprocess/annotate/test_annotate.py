@@ -81,6 +81,7 @@ def test_queries_are_carried_out_and_facts_stand_on_the_passages_that_hold_their
     assert "[1] " in listed
     assert server.asked[0]["messages"][0]["content"] == teacher_prompt(QUESTION)
     assert (server.asked[0]["temperature"], server.asked[0]["max_tokens"]) == (1.0, 1000)
+    assert "top_k" not in server.asked[0], "OpenAI's own API has none"
     assert all(sentence in teacher_prompt(QUESTION) for sentence in (*QUESTION.evidence, "Kelder Canyon"))
 
 
