@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preprocess.embedded.tiny_model import train_tokenizer, write_model
@@ -20,20 +18,12 @@ from search_agent.protocols.rare import closed_book, open_book
 from verl.config.arguments import parse
 from verl.config.build import Plugin
 from verl.errors import UserError
-from verl.learner.distributed import init_process
 
 DOCUMENTS = "Ada Byron was born in London. She wrote of the Engine."
 QUESTION, ANSWER = "where was she born ?", "the text says London so it is London"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    ours = not dist.is_initialized()
-    if ours:
-        init_process(0, 1, "127.0.0.1", 0)
-    yield
-    if ours:
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture(scope="module")

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from preprocess.embedded.tiny_model import train_tokenizer, write_model
 from preprocess.rare.margin import Config, main, margin, read, rewards
 from verl.data.tasks import Task
 from verl.errors import UserError
 from verl.learner.config import LearnerConfig
-from verl.learner.distributed import init_process
 from verl.learner.learner import Learner
 from verl.rollout.episodes import Episode, write_episodes
 from verl.trajectory import Trajectory
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    ours = not dist.is_initialized()
-    if ours:
-        init_process(0, 1, "127.0.0.1", 0)
-    yield
-    if ours:
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture(scope="module")
