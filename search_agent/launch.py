@@ -22,10 +22,10 @@ from verl.cluster.pool import RolloutPool
 from verl.cluster.ray_runtime import RayRuntime, first_cause, has_died, on_node, ready, this_machine, this_node
 from verl.cluster.watchdog import Look, Watchdog
 from verl.errors import UserError
+from verl.model_shape import read_shape
 from verl.sync.canary import Canary
 from verl.sync.manager import Newest, WeightManager
 from verl.sync.relay import Relay, RelayActor
-from verl.trainer.model_shape import read_shape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -69,8 +69,8 @@ def print_plan(config: RunConfig, path: Path) -> int:
     from search_agent.planning.plan import make_plan
     from search_agent.planning.prediction import as_recorded, steps_of
     from search_agent.planning.preflight import config_faults, known_shape, machine_faults
+    from verl.model_shape import read_shape
     from verl.tracking.jsonl import read_metrics
-    from verl.trainer.model_shape import read_shape
     from verl.trainer.run_folder import RunFolder
 
     print(to_yaml(results_config(config)))

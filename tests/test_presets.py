@@ -12,8 +12,8 @@ from search_agent.planning.plan import make_plan
 from verl.config.build import build
 from verl.config.compose import CONFIG_DIR, compose
 from verl.errors import UserError, refuse
+from verl.model_shape import EMBEDDED, ModelShape, read_shape
 from verl.rollout.interfaces import Sampling
-from verl.trainer.model_shape import EMBEDDED, ModelShape, read_shape
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
 GROUPS = ("data", "environment", "protocol", "reward")

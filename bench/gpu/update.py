@@ -142,9 +142,9 @@ def launches(learner: Any, samples: Any) -> int:
 def predicted_gib(learner: Any, phase: Any, model: Path, ranks: int) -> tuple[float, float]:
     """What the plan says that a rank holds on its card between steps, and takes there at most."""
     from bench.gpu.card import GIB
-    from search_agent.planning.sizes import counts_of, working_bytes
     from verl.learner.holdings import holdings
-    from verl.trainer.model_shape import read_shape
+    from verl.learner.memory import counts_of, working_bytes
+    from verl.model_shape import read_shape
 
     config, shape = learner.config, read_shape(str(model))
     parts = holdings(config, phase, counts_of(config, shape), ranks).values()

@@ -26,7 +26,7 @@ from search_agent.console.screen import new_picture, save_picture
 from search_agent.planning.prediction import forward_flops
 from search_agent.planning.rates import rates_of, read_rates
 from verl.learner.holdings import BYTES
-from verl.trainer.model_shape import read_shape
+from verl.model_shape import read_shape
 from verl.trajectory import Trajectory
 
 GROUPS, MEDIAN_S = 12, 0.3

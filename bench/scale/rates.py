@@ -85,7 +85,7 @@ def model(folder: str) -> dict[str, float]:
     from bench.learner.sizes import write_model as write_larger
     from bench.retrieval.world import words
     from preprocess.embedded.tiny_model import train_tokenizer, write_model
-    from verl.trainer.model_shape import EMBEDDED, read_shape
+    from verl.model_shape import EMBEDDED, read_shape
 
     train_tokenizer([" ".join(words()[:2000])], Path(folder), EMBEDDED.vocabulary)
     write_model(Path(folder), EMBEDDED.vocabulary, 0)
@@ -97,8 +97,8 @@ def engine(folder: str) -> dict[str, float]:
     """A step of the engine, with the quick start's settings."""
     from bench.scale import calibrate
     from search_agent.console.command import load_config
+    from verl.model_shape import EMBEDDED
     from verl.rollout.engine import VllmEngine
-    from verl.trainer.model_shape import EMBEDDED
 
     started = VllmEngine(folder, load_config([]).rollout.engine, seed=0)
     timing = asyncio.run(calibrate.timing(started, PREFIX_TOKENS, READ_TOKENS, EMBEDDED.vocabulary))
@@ -118,7 +118,7 @@ def learner(folder: str) -> dict[str, float]:
     from verl.learner.config import OptimizerConfig
     from verl.learner.learner import Learner
     from verl.learner.phase import Phase
-    from verl.trainer.model_shape import EMBEDDED
+    from verl.model_shape import EMBEDDED
 
     config = load_config([])
     torch.set_num_threads(config.cluster.learner_threads)

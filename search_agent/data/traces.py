@@ -205,7 +205,7 @@ def check_ids(path: Path, traces: Sequence[Trajectory], model: Path) -> list[str
     """A fault if the token ids were made by another tokenizer than the model's; decided by the first prompt."""
     from tokenizers import Tokenizer
 
-    from verl.trainer.model_shape import read_shape
+    from verl.model_shape import read_shape
 
     remedy = "give traces recorded with this model's tokenizer"
     vocabulary, largest = read_shape(str(model)).vocabulary, max(int(trace.token_ids().max()) for trace in traces)

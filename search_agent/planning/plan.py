@@ -18,7 +18,7 @@ from search_agent.rewards.pool import pool_config
 from verl.cluster.placement import places
 from verl.cluster.processes import available_cores, thread_environment
 from verl.errors import UserError
-from verl.trainer.model_shape import ModelShape
+from verl.model_shape import ModelShape
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 from search_agent.config import RunConfig
 from search_agent.planning.rates import Rates, rates_of
 from verl.learner.holdings import BYTES
-from verl.trainer.model_shape import ModelShape
+from verl.model_shape import ModelShape
 from verl.trainer.phases import reinforcement_phase
 
 _PASSES = 3

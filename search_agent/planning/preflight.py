@@ -15,7 +15,7 @@ from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib
 from verl.cluster.ray_runtime import path_faults
 from verl.errors import refuse
-from verl.trainer.model_shape import EMBEDDED, ModelShape, is_known, read_shape
+from verl.model_shape import EMBEDDED, ModelShape, is_known, read_shape
 
 
 def check_start(config: RunConfig, path: Path) -> None:

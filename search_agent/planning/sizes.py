@@ -1,17 +1,17 @@
 """What a run takes of memory and disk, by part: arithmetic on the model's shape and the configuration, in GiB.
 
-What the learner holds and writes is counted by ``verl.learner.holdings``, from the phases of the run; activations by
-what a layer keeps, to a tenth. Nothing is started and no torch is imported.
+What the learner holds and writes is counted by ``verl.learner.holdings``, from the phases of the run; what a
+micro-batch takes by ``verl.learner.memory``, to a tenth. Nothing is started and no torch is imported.
 """
 
 from __future__ import annotations
 
 from search_agent.config import RunConfig
-from verl.learner.config import LearnerConfig, LoraConfig
-from verl.learner.holdings import BYTES, Counts, Holding, checkpoint_bytes, holdings, logits_bytes
+from verl.learner.holdings import BYTES, Holding, checkpoint_bytes, holdings
+from verl.learner.memory import counts_of, working_bytes
 from verl.learner.phase import Phase
+from verl.model_shape import ModelShape
 from verl.sync import BUCKET_BYTES
-from verl.trainer.model_shape import ModelShape
 from verl.trainer.phases import phases
 
 _GIB = 2**30
@@ -121,20 +121,6 @@ def _phases(config: RunConfig) -> list[Phase]:
     return phases(config.warmup, config.trainer, config.learner)
 
 
-def counts_of(learner: LearnerConfig, shape: ModelShape) -> Counts:
-    """The weights of a learner of a model of this shape."""
-    embeddings = shape.vocabulary * shape.hidden
-    outside = embeddings * (1 if shape.tied else 2) + shape.hidden
-    return Counts(
-        policy=shape.parameters,
-        adapters=_adapter_parameters(learner.lora, shape) if learner.lora else 0,
-        critic=shape.parameters - outside + embeddings + 2 * shape.hidden,
-        layer=shape.layer_parameters,
-        outside=outside + shape.beside,
-        untrained=shape.beside,
-    )
-
-
 def _holdings(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, Holding]:
     return holdings(config.learner, phase, counts_of(config.learner, shape), config.cluster.learner_ranks)
 
@@ -155,46 +141,3 @@ def _on_device(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, 
     # Moments that come for the step alone find activations and logits gone.
     parts |= working if sum(working.values()) >= stepping else {"moments, for a step": stepping}
     return {name: size / _GIB for name, size in parts.items() if size}
-
-
-def _adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
-    """Adapters on the linear layers of the decoder that are named, or all: rank x (inputs + outputs) each."""
-    hidden, kv, ffn = shape.hidden, shape.kv_heads * shape.head_size, shape.ffn
-    ends = {"q_proj": 2 * hidden, "k_proj": hidden + kv, "v_proj": hidden + kv, "o_proj": 2 * hidden}
-    ends |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + ffn)
-    return lora.rank * sum(size for name, size in ends.items() if name in (lora.targets or ends)) * shape.layers
-
-
-def kept_bytes(learner: LearnerConfig, shape: ModelShape) -> tuple[int, int]:
-    """What all layers keep of one micro-batch for the backward pass, and what one makes again on the way.
-
-    A layer keeps the four inputs and results of its norms and sums, queries, keys and values, two of attention's
-    results, and four of the MLP's width; with checkpointing its input alone, until it makes the rest again.
-    """
-    width, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    wide = learner.max_tokens_per_microbatch * BYTES[learner.compute_dtype]
-    layer = wide * (4 * shape.hidden + 3 * width + 2 * kv + 4 * shape.ffn)
-    return (shape.layers * wide * shape.hidden, layer) if learner.gradient_checkpointing else (shape.layers * layer, 0)
-
-
-def working_bytes(learner: LearnerConfig, shape: ModelShape, *, on_gpu: bool) -> dict[str, int]:
-    """What one micro-batch takes, by part, when it takes most: in the head, back through a layer, at the end.
-
-    On the way back two gradients of the MLP's width stand beside what is kept. A weight's gradient is made in the
-    precision that is computed in and kept in full; those of head and embeddings are added and reduced at the end.
-    """
-    full, half = BYTES[learner.parameter_dtype], BYTES[learner.compute_dtype]
-    kept, again = kept_bytes(learner, shape)
-    head, both = shape.vocabulary * shape.hidden, full + (half if half < full else 0)
-    logits = logits_bytes(learner, shape.vocabulary, on_gpu=on_gpu)
-    back = 2 * learner.max_tokens_per_microbatch * half * shape.ffn
-    moments = (
-        (kept, logits, head * both),
-        (kept + again + back, 0, shape.layer_parameters * full + head * half),
-        (0, 0, 2 * both * head * (1 if shape.tied else 2)),
-    )
-    names = ("activations", "logits", "gradients on their way")
-    found = [dict(zip(names, moment, strict=True)) for moment in moments]
-    if learner.lora is not None:
-        found = [parts | {"gradients on their way": 0} for parts in found]
-    return max(found, key=lambda parts: sum(parts.values()))

@@ -19,7 +19,7 @@ from bench.rollout import ceiling
 from search_agent.console.command import load_config
 from search_agent.planning.plan import make_plan
 from verl.learner.__main__ import own_card
-from verl.trainer.model_shape import EMBEDDED, read_shape
+from verl.model_shape import EMBEDDED, read_shape
 from verl.trajectory import Trajectory
 
 NO_CARD = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

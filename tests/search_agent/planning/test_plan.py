@@ -9,7 +9,7 @@ from search_agent.console.command import load_config
 from search_agent.planning import sizes
 from search_agent.planning.plan import make_plan
 from verl.errors import UserError, refuse
-from verl.trainer.model_shape import ModelShape, read_shape
+from verl.model_shape import ModelShape, read_shape
 
 # Easy to count: one layer of 4 x 4 x 4 attention, no embeddings to speak of.
 TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)

@@ -23,7 +23,7 @@ from search_agent.planning.prediction import (
 from search_agent.planning.rates import Rates, rates_of, read_rates
 from verl.errors import UserError
 from verl.learner.flops import FlopsModel
-from verl.trainer.model_shape import ModelShape, read_shape
+from verl.model_shape import ModelShape, read_shape
 
 # One layer of 4 x 4 x 4 attention; the head has 4 x 2 weights.
 TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from search_agent.planning.sizes import counts_of
 from verl.algorithms.config import AdvantageConfig, LossConfig
 from verl.cluster.processes import free_port
 from verl.data.samples import TrainingSample
@@ -22,8 +21,9 @@ from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.distributed import init_process
 from verl.learner.holdings import checkpoint_bytes, holdings
 from verl.learner.learner import Learner
+from verl.learner.memory import counts_of
 from verl.learner.phase import Phase
-from verl.trainer.model_shape import read_shape
+from verl.model_shape import read_shape
 
 MakeSamples = Callable[..., list[TrainingSample]]
 GRPO = Phase(OptimizerConfig(), LossConfig(), 10)

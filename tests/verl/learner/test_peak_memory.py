@@ -13,15 +13,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from search_agent.planning.sizes import counts_of, kept_bytes, working_bytes
 from verl.data.batch import pack_samples
 from verl.data.samples import TrainingSample
 from verl.learner.config import LearnerConfig, LoraConfig
 from verl.learner.holdings import BYTES, holdings, logits_bytes
 from verl.learner.learner import Learner
 from verl.learner.logprobs import policy_logprobs
+from verl.learner.memory import counts_of, kept_bytes, working_bytes
 from verl.learner.phase import Phase
-from verl.trainer.model_shape import ModelShape, read_shape
+from verl.model_shape import ModelShape, read_shape
 
 CAP, SEQUENCE, MIB = 384, 128, 4
 SHAPES = {

@@ -17,7 +17,7 @@ from verl.errors import UserError
 from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
 from verl.learner.phase import Phase
-from verl.trainer.model_shape import read_shape
+from verl.model_shape import read_shape
 
 
 @pytest.fixture(scope="module")
