@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     from search_agent.evaluation.served import split_endpoint
     from search_agent.manifests import address_faults
     from search_agent.planning.model_folder import model_faults
+    from search_agent.planning.preflight import build_faults
+    from verl.cluster.capacity import engine_needs_gpus
     from verl.cluster.guardian import start_guardian
     from verl.cluster.ray_runtime import path_faults
     from verl.trainer.run_folder import RunFolder
@@ -44,7 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     served, others = split_endpoint(others)
     named = last_value(others, "model") is not None
     config = evaluated_config(others if named or served is None else [*others, f"model={served.endpoint_model}"])
-    refuse(address_faults(config) + ([] if served else model_faults(config) + path_faults(config.cluster)))
+    faults = address_faults(config)
+    if not served:
+        faults += model_faults(config) + path_faults(config.cluster)
+        faults += build_faults(config.cluster, engine_needs_gpus()) if config.cluster.address == "local" else []
+    refuse(faults)
     results = results_config(config)
     default = RUNS / f"eval-{config.name}-{config_hash({**results, **(served.played if served else {})})}"
     folder = RunFolder(writable_folder(Path(config.run_dir or default)))

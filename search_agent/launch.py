@@ -74,6 +74,7 @@ async def processes(
         await asyncio.to_thread(runtime.__enter__)
         stack.push(runtime)
         machines = await asyncio.to_thread(runtime.reserve, place.bundles, cluster.start_timeout_s)
+        place = place.by_machine(machines)
         check_reach(config, {machines[index] for index in place.rollout}, this_machine())
         retrievers = await servers
         spec = AgentSpec(
@@ -128,6 +129,7 @@ async def processes(
         try:
             yield Live(retrievers, watchdog, pool, learners, sync)
         finally:
+            await newest.close()
             await relay.close()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_agent.config import RunConfig
 from search_agent.console.command import load_config, results_config, run_command, run_path
+from search_agent.console.machine import on_this_machine
 from verl.cluster.processes import end_with_parent
 from verl.config.build import to_dict
 from verl.config.compose import to_yaml
@@ -29,6 +30,7 @@ _PROBES = ("Question: who", "<think> the", "Question: where was", "<search> a")
 def main(arguments: Sequence[str]) -> int:
     """Train, or resume, or print the table of a run that is finished; with ``-m``, a grid of runs."""
     end_with_parent()
+    arguments = on_this_machine(arguments)
     if "-m" in arguments:
         from search_agent.grid.run import run_grid
 

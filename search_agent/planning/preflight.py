@@ -10,7 +10,7 @@ from search_agent.planning.model_folder import model_faults
 from search_agent.planning.plan import gpus_needed, make_plan
 from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.planning.sizes import disk_gib, machine_gib, shared_memory_gib
-from verl.cluster.capacity import local_gpus
+from verl.cluster.capacity import engine_needs_gpus, local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib
 from verl.cluster.ray_runtime import path_faults
@@ -38,7 +38,7 @@ def machine_faults(config: RunConfig, path: Path) -> list[str]:
     faults = path_faults(config.cluster)
     alone = config.cluster.address == "local"
     if alone:
-        faults += check_gpus(gpus_needed(config), local_gpus())
+        faults += check_gpus(gpus_needed(config), local_gpus()) or build_faults(config.cluster, engine_needs_gpus())
     shape = known_shape(config)
     faults += check_disk(disk_gib(config, shape) if shape is not None else 0.0, path)
     if shape is not None and (alone or not config.cluster.gpus_per_process):
@@ -55,6 +55,18 @@ def known_shape(config: RunConfig) -> ModelShape | None:
     if model_faults(config) or not (Path(config.model).exists() or is_known(config.model)):
         return None
     return read_shape(config.model)
+
+
+def build_faults(cluster: ClusterConfig, for_gpus: bool) -> list[str]:
+    """Why this Python cannot compute where ``cluster.gpus_per_process`` says; ``for_gpus`` is what its vLLM is for."""
+    if bool(cluster.gpus_per_process) == for_gpus:
+        return []
+    asked, built, kind = ("the CPU", "GPUs", "cpu") if for_gpus else ("GPUs", "the CPU", "gpu")
+    remedy = "write hardware=gpu1, or install the other: " if for_gpus else "install the other: "
+    return [
+        f"cluster.gpus_per_process={cluster.gpus_per_process:g} computes on {asked}, and this Python has vLLM's build "
+        f"for {built}: {remedy}SLEUTH_ACCELERATOR={kind} bash cmd/setup.sh"
+    ]
 
 
 def transfer_faults(transfer: str, cluster: ClusterConfig) -> list[str]:

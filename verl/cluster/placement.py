@@ -8,7 +8,7 @@ same turns are taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verl.cluster.config import ClusterConfig
 from verl.errors import UserError
@@ -24,11 +24,20 @@ class Places:
     rollout: Sequence[int]
     """Index of the bundle of each rollout worker."""
 
+    def by_machine(self, machines: Sequence[str]) -> Places:
+        """The same places with the learner's ranks ordered by machine, of which ``machines`` has each bundle's.
+
+        Ray promises no order, and ranks that are neighbours share shards or a sequence: far slower over a network.
+        """
+        order = list(dict.fromkeys(machines[index] for index in self.learner))
+        return replace(self, learner=sorted(self.learner, key=lambda index: order.index(machines[index])))
+
 
 def places(cluster: ClusterConfig, ranks: int, workers: int, gpus_per_worker: int = 1) -> Places:
     """One CPU a process, and ``cluster.gpus_per_process`` GPUs a learner rank or rank of an engine.
 
-    Raises UserError where ``shared`` cannot pair ranks with workers.
+    Without ``ranks`` (an evaluation) an engine that would share its GPU has it whole. Raises UserError where ``shared``
+    cannot pair ranks with workers.
     """
     gpus = cluster.gpus_per_process
     if cluster.placement == "shared" and ranks and gpus:
@@ -39,7 +48,8 @@ def places(cluster: ClusterConfig, ranks: int, workers: int, gpus_per_worker: in
                 "rollout.engine.tensor_parallel_size=1, or placement=split"
             )
         return Places([_bundle(2, 2 * gpus) for _ in range(ranks)], range(ranks), range(ranks))
-    bundles = [_bundle(1, gpus) for _ in range(ranks)] + [_bundle(1, gpus * gpus_per_worker) for _ in range(workers)]
+    each = 2 * gpus if cluster.placement == "shared" else gpus * gpus_per_worker
+    bundles = [_bundle(1, gpus) for _ in range(ranks)] + [_bundle(1, each) for _ in range(workers)]
     return Places(bundles, range(ranks), range(ranks, ranks + workers))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,12 +157,15 @@ class RolloutPool:
 
         async def ask(replica: Replica) -> None:
             actor = replica.actor
+            replica.asked[what] = time.monotonic()
             try:
                 answers[replica.name] = await call(actor)
             except Exception as error:
                 if isinstance(explained := replica.explain(error, what), UserError):
                     raise explained from error
                 self._roster.lose(replica, actor, error, f"it failed in {what}")
+            finally:
+                replica.asked.pop(what, None)
 
         await all_or_first_error([ask(replica) for replica in self._roster.serving])
         return answers
@@ -200,11 +204,12 @@ class RolloutPool:
     async def stalls(self) -> list[Stall]:
         """What each worker's episodes wait for, and how long nothing has moved for one of them: for the watchdog.
 
-        A worker that is starting is told of as well: others may wait for it.
+        A worker that is starting is told of as well, others may wait for it; and of a call to all that is not answered.
+        In the learner's turn episodes stand still, and there is nothing else to tell.
         """
-        if self._roster.frozen:
-            return []
-        return list(await asyncio.gather(*(replica.stall() for replica in self._roster.watched)))
+        frozen = self._roster.frozen
+        watched = [replica for replica in self._roster.watched if replica.asked or not frozen]
+        return list(await asyncio.gather(*(replica.stall() for replica in watched)))
 
 
 def _key(request: GroupRequest) -> str:

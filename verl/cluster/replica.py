@@ -35,6 +35,8 @@ class Replica:
         """Since when it has been starting, while it does."""
         self.gone: Exception | None = None
         """Why it will not come back."""
+        self.asked: dict[str, float] = {}
+        """What all workers were asked and it has not answered, and since when."""
 
     @property
     def process(self) -> str:
@@ -46,10 +48,13 @@ class Replica:
         return first_cause(error, f"{self.name} {doing}".rstrip(), [self.log])
 
     async def stall(self) -> Stall:
-        """What its episodes wait for, how long nothing has moved for one of them; or how long it has been starting."""
+        """What its episodes wait for, how long nothing has moved for one; or what the run waits for, and how long."""
         if self.opening is not None:
             which = f"restart {self.restarts}, " if self.restarts else ""
             return Stall(self.name, time.monotonic() - self.opening, f"it is starting ({which}log: {self.log})")
+        if self.asked:
+            what, since = min(self.asked.items(), key=lambda call: call[1])
+            return Stall(self.name, time.monotonic() - since, f"the run waits for {what} (log: {self.log})")
         try:
             status = await asyncio.wait_for(answer(self.actor.status.remote()), STATUS_TIMEOUT_S)
         except TimeoutError:

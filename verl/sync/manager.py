@@ -95,6 +95,11 @@ class Newest:
             if file.path not in used:
                 await self._relay.release(file) if self._relay is not None else release(file)
 
+    async def close(self) -> None:
+        """The run is over: remove the newest version's files too."""
+        before, self.file = self.file, None
+        await self.release(before)
+
 
 class WeightManager:
     """Gives the engines new weights, in place."""

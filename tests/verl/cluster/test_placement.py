@@ -35,16 +35,30 @@ def test_on_cpu_each_process_is_a_place(placement: str) -> None:
     assert (list(found.learner), list(found.rollout)) == ([0], [1, 2])
 
 
-def test_an_evaluation_places_workers_alone() -> None:
+def test_an_evaluation_gives_each_engine_the_gpu_that_it_would_share() -> None:
     found = places(ClusterConfig(placement="shared", gpus_per_process=0.5), ranks=0, workers=2)
-    assert found.bundles == [{"CPU": 1, "GPU": 0.5}] * 2
+    assert found.bundles == [{"CPU": 1, "GPU": 1}] * 2
     assert list(found.rollout) == [0, 1]
 
 
-def test_shares_of_a_gpu_go_with_their_placement() -> None:
+def test_neighbouring_ranks_are_on_one_machine_in_whatever_order_ray_gave_the_places() -> None:
+    found = places(ClusterConfig(gpus_per_process=1), ranks=5, workers=1)
+    assert list(found.by_machine(["b", "a", "b", "c", "a", "b"]).learner) == [0, 2, 1, 4, 3]
+    assert list(found.by_machine(["a"] * 6).learner) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("share", [1, 0.25])
+def test_two_processes_share_a_gpu_and_no_third(share: float) -> None:
     with pytest.raises(UserError, match=r"write 0\.5, or placement=split"):
-        ClusterConfig(placement="shared", gpus_per_process=1)
+        ClusterConfig(placement="shared", gpus_per_process=share)
+
+
+@pytest.mark.parametrize("share", [0.5, 2])
+def test_apart_each_process_has_one_gpu(share: float) -> None:
     with pytest.raises(UserError, match="write 1, or placement=shared"):
-        ClusterConfig(gpus_per_process=0.5)
+        ClusterConfig(gpus_per_process=share)
+
+
+def test_the_end_of_a_stall_comes_after_its_warning() -> None:
     with pytest.raises(UserError, match=r"stall_error_s=5: write 10 or more"):
         ClusterConfig(stall_warning_s=10, stall_error_s=5)

@@ -541,6 +541,38 @@ async def test_the_watchdog_is_told_of_a_worker_that_the_learners_turn_waits_for
     assert not any("starting" in stall.text for stall in await processes.pool.stalls())
 
 
+@pytest.mark.parametrize("call", ["sleep", "wake", "update_weights", "probe"])
+async def test_the_watchdog_is_told_of_a_call_to_all_that_an_engine_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    processes = Processes(tmp_path, 2, sleeps=True)
+    await processes.pool.ready()
+    answers = asyncio.Event()
+    kept = getattr(FakeWorker, f"do_{call}")
+
+    async def hangs(self: FakeWorker, *args: Any) -> Any:
+        if self.number == 1:
+            await answers.wait()
+        return await kept(self, *args)
+
+    monkeypatch.setattr(FakeWorker, f"do_{call}", hangs)
+
+    async def turn() -> None:
+        async with processes.pool.resting():
+            pass
+        await processes.push(1)
+
+    under_way = asyncio.create_task(turn())
+    for _ in range(4):
+        await settle()
+    stalls = {stall.who: stall for stall in await processes.pool.stalls()}
+    assert stalls["rollout_1"].text.startswith(f"the run waits for {call} (log: ")
+    assert stalls["rollout_1"].seconds > 0
+    answers.set()
+    await under_way
+    assert [stall.seconds for stall in await processes.pool.stalls()] == [0.0, 0.0]
+
+
 async def test_the_watchdog_is_told_what_each_worker_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verl.cluster.replica.STATUS_TIMEOUT_S", 0.01)
     processes = Processes(tmp_path, 3)

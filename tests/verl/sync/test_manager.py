@@ -126,6 +126,8 @@ async def test_a_file_is_loaded_and_goes_with_the_next() -> None:
     assert fakes.files == {"/f/2"}
     assert fakes.checked == 3
     assert fakes.newest.version == 2
+    await fakes.newest.close()
+    assert fakes.files == set()
 
 
 @pytest.mark.parametrize("joins", [False, True])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +66,46 @@ def test_pieces_read_one_after_another_are_the_file(
         patch.setattr(relay, "PIECE_BYTES", size)
         read = b"".join(relay.read_piece(str(file), offset) for offset in range(0, length, size))
     assert read == bytes(range(length))
+
+
+class NodeActor:
+    """A node's actor, without a process; ``gone`` where its node does not answer."""
+
+    def __init__(self, folder: Path, *, gone: bool = False) -> None:
+        self._folder, self._gone = folder, gone
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*args: Any) -> Any:
+            await asyncio.sleep(60 if self._gone else 0)
+            return await super(NodeActor, self).__getattribute__(f"do_{method}")(*args)
+
+        return type("Method", (), {"remote": lambda _, *args: asyncio.ensure_future(call(*args))})()
+
+    async def do_fetch(self, update: WeightUpdate, source: Any) -> WeightUpdate:
+        return await relay.receive(update, pieces(update), self._folder)
+
+    async def do_release(self, update: WeightUpdate) -> None:
+        relay.release(update)
+
+
+@pytest.mark.parametrize("engine_node", ["gpus", "head"])
+async def test_a_file_goes_also_where_the_learner_is_on_another_node_than_the_driver(
+    update: WeightUpdate, tmp_path: Path, engine_node: str
+) -> None:
+    update = replace(update, node="gpus")  # as on a cluster whose head has none
+    ways = relay.Relay(lambda _: NodeActor(tmp_path), here="head", has_died=lambda _: False, explain=lambda e: e)
+    copy = await ways.at(update, engine_node)
+    assert copy.node == engine_node
+    assert (os.path.exists(update.path), os.path.exists(copy.path)) == (True, True)  # noqa: ASYNC240
+    await ways.release(update)
+    assert (os.path.exists(update.path), os.path.exists(copy.path)) == (False, False)  # noqa: ASYNC240
+
+
+async def test_a_node_that_is_gone_holds_nobody_up(update: WeightUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "CLOSE_TIMEOUT_S", 0.01)
+    gone = NodeActor(Path(), gone=True)
+    ways = relay.Relay(lambda _: gone, here="head", has_died=lambda _: False, explain=lambda e: e)
+    await asyncio.wait_for(ways.release(replace(update, node="gpus")), 5)
 
 
 def test_a_dead_runs_folder_is_removed_by_the_next_run_and_a_living_ones_is_not(tmp_path: Path) -> None:
