@@ -66,14 +66,14 @@ _UNUSED = re.compile(
     | ^vllm/(vllm-rs$|third_party/(deep_gemm|flashmla|fmha_sm100|tml_fa4)/)
     | ^vllm/_(flashmla|flashkda|deepselect|qutlass|moe)_.*\.so$
     | ^vllm/vllm_flash_attn/_vllm_fa2_C
-    | ^ray/(jars|dashboard|rllib|tune|train|serve|data|air|llm|cpp|thirdparty_files/memray)/
+    | ^ray/(jars|dashboard/client|rllib|tune|train|serve|data|air|llm|cpp|thirdparty_files/memray)/
     | ^ray/core/src/ray/(cpp|java)
     | ^pycountry/locales/
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_KEPT = re.compile(r"^ray/(data|train|tune|air|serve|dashboard)/(__init__|.*(constants|consts|utils))\.py$")
-"""Of the packages of Ray that are left out, what its core imports."""
+_KEPT = re.compile(r"^ray/(data|train|tune|air|serve)/(__init__|.*(constants|consts|utils))\.py$")
+"""Of the packages of Ray that are left out, what its core imports. No node starts without its dashboard's agent."""
 
 
 def wanted(name: str) -> bool:

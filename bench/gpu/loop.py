@@ -29,6 +29,7 @@ SHARED = (
     "evaluation.dev_tasks=8",
     "evaluation.test_tasks=8",
     "trainer.drop_uniform_groups=false",
+    "trainer.keep_checkpoints=1",
 )
 QUICKSTART = (*SHARED, "rollout.engine.gpu_memory_share=0.3", "warmup.steps=150", "trainer.steps=6")
 LARGE = (

@@ -1,4 +1,6 @@
-"""Norms, rotary embeddings and what makes queries, keys and values in few kernels: they are most of a layer's launches.
+"""Norms, rotary embeddings and what makes queries, keys and values in few kernels: most of a layer's launches.
+
+Gated MLPs are in ``gated``; on a GPU both call ``kernels``.
 
 A model keeps its own where ours does not compute the same: that is tried out, in float64, before anything is replaced.
 """
@@ -17,7 +19,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from verl.learner.attention import PACKED, AttentionLayout, packed_attention
-from verl.learner.parts import decoder_of
+from verl.learner.gated import fuse_gated
+from verl.learner.parts import decoder_of, has_kernels
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 _ROTARY = "apply_rotary_pos_emb"
@@ -38,6 +41,7 @@ def fuse(lm: PreTrainedModel) -> None:
     if decoder.config._attn_implementation == PACKED and _is_plain_attention(attention):
         for layer in decoder.layers:
             layer.self_attn.forward = _AttentionForward(layer.self_attn)
+    fuse_gated(decoder)
     written_in = sys.modules[type(attention).__module__]
     theirs = getattr(written_in, _ROTARY, None)
     if theirs is not None and theirs is not rotate and _is_plain_rotary(theirs):
@@ -93,13 +97,22 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        return _turned_heads(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
+        return _turned_heads(grad, cos, sin, -1), None, None
+
+
+def _turned_heads(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """Of ``[1, heads, tokens, head_dim]``, by ``[1, 1, tokens, head_dim]``."""
+    if not has_kernels(x):
+        return _turned(x, cos, sin, sign)
+    by_token = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    _turn(by_token, cos.squeeze(1), sin.squeeze(1), sign)
+    return by_token.transpose(1, 2)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
@@ -178,6 +191,11 @@ class _TurnedStates(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> None:
     """``_turned`` in place, of ``[1, tokens, heads, head_dim]`` by ``[1, tokens, head_dim]``."""
+    if has_kernels(x):
+        from verl.learner import kernels
+
+        kernels.turn(x, cos, sin, sign)
+        return
     x.copy_(_turned(x, cos.unsqueeze(-2), sin.unsqueeze(-2), sign))
 
 

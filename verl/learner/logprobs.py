@@ -1,9 +1,10 @@
 """The LM head, only where it is needed: log-prob and entropy of policy tokens, in chunks.
 
 The hidden states that predict policy tokens are picked first, so a prompt or a retrieved passage costs no logits. Where
-the logits of all of them fit ``max_logits_mib``, their softmax is kept, in place, for the backward pass; otherwise they
-exist one chunk at a time and the backward pass makes each chunk again (one more matmul, for memory that does not grow
-with the number of tokens).
+the logits of all of them fit ``max_logits_mib``, they are kept for the backward pass; otherwise they exist one chunk at
+a time and the backward pass makes each chunk again (one more matmul, for memory that does not grow with the number of
+tokens). On a GPU logits are read once on each way (``kernels``); on a CPU they become their softmax in place, block by
+block, and the backward pass need not take exponents again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verl.learner.holdings import BLOCK_MIB
+from verl.learner.parts import has_kernels
 
 _MIB = 1 << 20
 
@@ -48,7 +50,7 @@ def top_logprobs(
     hidden: Tensor, weight: Tensor, top: int, *, temperature: float = 1.0, full: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and ids of the ``top`` likeliest tokens, each ``[n, top]``, likeliest first; for a few positions."""
-    logits = _scaled_logits(hidden, _head(weight, full), temperature, full)
+    logits = _scaled(_logits(hidden, _head(weight, full), full), temperature)
     values, ids = torch.log_softmax(logits, dim=-1).topk(top, dim=-1)
     return values, ids
 
@@ -69,15 +71,15 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=exact, device=hidden.device)
-        entropy = torch.empty_like(logprobs)
+        entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
         kept: Tensor | None = None
         head = _head(weight, full)
         for part in _parts(len(targets), chunk):
-            z = _scaled_logits(hidden[part], head, temperature, full)
-            _softmax_in_place(z, targets[part], logprobs[part], entropy[part])
+            z = _logits(hidden[part], head, full)
+            _read(z, targets[part], temperature, logprobs[part], entropy[part], normalizer[part])
             kept = z if len(z) == len(targets) else None
             del z  # the next chunk must not stand beside this one
-        ctx.save_for_backward(hidden, weight, targets, entropy)
+        ctx.save_for_backward(hidden, weight, targets, entropy, normalizer)
         ctx.temperature, ctx.chunk, ctx.kept, ctx.full = temperature, chunk, kept, full
         ctx.set_materialize_grads(False)
         if not with_entropy:
@@ -87,7 +89,7 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, entropy = ctx.saved_tensors
+        hidden, weight, targets, entropy, normalizer = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)
         # Over several chunks the sum is kept in full: in half precision each addition would round it. A frozen head
         # (with adapters) has none.
@@ -96,32 +98,67 @@ class _ChunkedHead(torch.autograd.Function):
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         head: Tensor | None = None
         for part in _parts(len(targets), ctx.chunk):
-            p, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass makes it again
-            if p is None:
+            z, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass makes it again
+            if z is None:
                 head = _head(weight, ctx.full) if head is None else head
-                p = _scaled_logits(hidden[part], head, ctx.temperature, ctx.full)
-                _softmax_in_place(p, targets[part])
-            entropy_slope = None if grad_entropy is None else grad_entropy[part]
-            _logits_grad_in_place(p, targets[part], grad_logprobs[part], entropy[part], entropy_slope)
-            logits_grad = p.div_(ctx.temperature).to(hidden.dtype) if ctx.temperature != 1 else p.to(hidden.dtype)
+                z = _logits(hidden[part], head, ctx.full)
+                if not has_kernels(z):
+                    _softmax_in_place(_scaled(z, ctx.temperature), targets[part])
+            slopes = grad_logprobs[part], None if grad_entropy is None else grad_entropy[part]
+            known = targets[part], ctx.temperature, entropy[part], normalizer[part]
+            logits_grad = _logits_grad(z, *known, *slopes, hidden.dtype)
             torch.mm(logits_grad, weight, out=grad_hidden[part])
             if ctx.needs_input_grad[1]:
                 grad_weight = _add_share(
                     grad_weight, logits_grad, hidden[part], weight.dtype if whole else entropy.dtype
                 )
-            del p, logits_grad
+            del z, logits_grad
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, *[None] * 5
 
 
+def _read(
+    z: Tensor, targets: Tensor, temperature: float, logprobs: Tensor, entropy: Tensor, normalizer: Tensor
+) -> None:
+    """Fill ``logprobs`` and ``entropy`` from logits, and make of ``z`` (and ``normalizer``) what the way back needs."""
+    if has_kernels(z):
+        from verl.learner import kernels
+
+        kernels.read_logits(z, targets, temperature, logprobs, entropy, normalizer)
+    else:
+        _softmax_in_place(_scaled(z, temperature), targets, logprobs, entropy)
+
+
+def _logits_grad(
+    z: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy: Tensor,
+    normalizer: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the logits in ``dtype``, from what ``_read`` left; ``z`` is lost."""
+    if has_kernels(z):
+        from verl.learner import kernels
+
+        return kernels.logits_gradient(z, targets, temperature, entropy, normalizer, grad_logprobs, grad_entropy, dtype)
+    _logits_grad_in_place(z, targets, grad_logprobs, entropy, grad_entropy)
+    return _scaled(z, temperature).to(dtype)
+
+
 def _add_share(total: Tensor | None, logits_grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of the head's weight, ``[vocabulary, width]`` of ``dtype``, with that of one chunk; in place."""
-    if total is None:
-        return (logits_grad.t() @ hidden).to(dtype)
+    left = logits_grad.t()
     if hidden.dtype == dtype:
-        return total.addmm_(logits_grad.t(), hidden)
-    return total.add_(logits_grad.t() @ hidden)
+        return left @ hidden if total is None else total.addmm_(left, hidden)
+    if hidden.is_cuda:  # one operator takes half precision and gives float32
+        if total is None:
+            return torch.mm(left, hidden, out_dtype=dtype)
+        return torch.addmm(total, left, hidden, out_dtype=dtype, out=total)
+    return (left @ hidden).to(dtype) if total is None else total.add_(left @ hidden)
 
 
 def _softmax_in_place(
@@ -170,10 +207,13 @@ def _head(weight: Tensor, full: bool) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) if full and not weight.is_cuda else weight
 
 
-def _scaled_logits(hidden: Tensor, head: Tensor, temperature: float, full: bool) -> Tensor:
+def _logits(hidden: Tensor, head: Tensor, full: bool) -> Tensor:
+    """In float32 or better, before the temperature."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
     if full and hidden.is_cuda and hidden.dtype != exact:
-        logits = torch.mm(hidden, head.t(), out_dtype=exact)
-    else:
-        logits = (hidden.to(head.dtype) @ head.t()).to(exact)
-    return logits if temperature == 1.0 else logits.div_(temperature)
+        return torch.mm(hidden, head.t(), out_dtype=exact)
+    return (hidden.to(head.dtype) @ head.t()).to(exact)
+
+
+def _scaled(z: Tensor, temperature: float) -> Tensor:
+    return z if temperature == 1.0 else z.div_(temperature)

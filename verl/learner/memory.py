@@ -36,25 +36,34 @@ def kept_bytes(learner: LearnerConfig, shape: ModelShape) -> tuple[int, int]:
     """What all layers keep of one micro-batch for the backward pass, and what one makes again on the way.
 
     A layer keeps the four inputs and results of its norms and sums, queries, keys and values, two of attention's
-    results, and four of the MLP's width; with checkpointing its input alone, until it makes the rest again.
+    results, and some of the MLP's width; with checkpointing its input alone, until it makes the rest again.
     """
     width, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     wide = learner.max_tokens_per_microbatch * BYTES[learner.compute_dtype]
-    layer = wide * (4 * shape.hidden + 3 * width + 2 * kv + 4 * shape.ffn)
+    layer = wide * (4 * shape.hidden + 3 * width + 2 * kv + _gated_kept(learner)[0] * shape.ffn)
     return (shape.layers * wide * shape.hidden, layer) if learner.gradient_checkpointing else (shape.layers * layer, 0)
+
+
+def _gated_kept(learner: LearnerConfig) -> tuple[int, int]:
+    """How many tensors of the MLP's width a layer keeps, and how many stand beside those on the way back.
+
+    ``gated`` keeps two and makes the product again; an adapter on the last product leaves the model's own.
+    """
+    lora = learner.lora
+    return (4, 2) if lora is not None and "down_proj" in (lora.targets or ("down_proj",)) else (2, 4)
 
 
 def working_bytes(learner: LearnerConfig, shape: ModelShape, *, on_gpu: bool) -> dict[str, int]:
     """What one micro-batch takes, by part, when it takes most: in the head, back through a layer, at the end.
 
-    On the way back two gradients of the MLP's width stand beside what is kept. A weight's gradient is made in the
+    A weight's gradient is made in the
     precision that is computed in and kept in full; those of head and embeddings are added and reduced at the end.
     """
     full, half = BYTES[learner.parameter_dtype], BYTES[learner.compute_dtype]
     kept, again = kept_bytes(learner, shape)
     head, both = shape.vocabulary * shape.hidden, full + (half if half < full else 0)
     logits = logits_bytes(learner, shape.vocabulary, on_gpu=on_gpu)
-    back = 2 * learner.max_tokens_per_microbatch * half * shape.ffn
+    back = _gated_kept(learner)[1] * learner.max_tokens_per_microbatch * half * shape.ffn
     moments = (
         (kept, logits, head * both),
         (kept + again + back, 0, shape.layer_parameters * full + head * half),

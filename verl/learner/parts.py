@@ -1,10 +1,14 @@
-"""Where the parts of a Hugging Face model lie, for those of text alone and those that read pictures too."""
+"""Where the parts of a Hugging Face model lie, for those of text alone and those that read pictures too.
+
+And which tensors have kernels of their own.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 VISION = "model.visual."
 """How the names of what sees pictures begin. It is never trained: as published, and as LLaMA-Factory has it."""
@@ -18,3 +22,8 @@ def reads_pictures(lm: nn.Module) -> bool:
 def decoder_of(lm: nn.Module) -> Any:
     """The decoder of text: embeddings, ``layers``, norm."""
     return lm.model.language_model if reads_pictures(lm) else lm.base_model  # type: ignore[union-attr]
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether ``verl.learner.kernels`` takes it: on a GPU, in float32 or less."""
+    return x.is_cuda and x.dtype != torch.float64

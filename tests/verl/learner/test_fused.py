@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen2 import modeling_qwen2
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from verl.learner import fused
+from verl.learner import fused, gated
 from verl.learner.attention import PACKED
 
 
@@ -95,3 +95,17 @@ def test_a_fused_model_computes_the_same(
     fused.fuse(ours)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(ours(ids).logits, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_gated_mlp_on_a_cpu_has_the_bits_of_the_model_s_own() -> None:
+    torch.manual_seed(0)
+    mlp: Any = Qwen2MLP(Qwen2Config(hidden_size=24, intermediate_size=40))
+    assert gated.is_gated(mlp)
+    x, grads = torch.randn(1, 9, 24), []
+    for forward in (mlp.forward, gated.GatedForward(mlp)):
+        given = x.clone().requires_grad_()
+        out = forward(given)
+        out.square().sum().backward()
+        grads.append([out, given.grad, *(weight.grad for weight in mlp.parameters())])
+        mlp.zero_grad()
+    assert all(map(torch.equal, *grads))
