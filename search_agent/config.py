@@ -60,7 +60,9 @@ class RunConfig:
     fresh: bool = False
     """Delete what stands in the run folder and start anew, instead of resuming."""
     deterministic: bool = False
-    """Admit requests to the engine in a fixed order, so that a resumed run repeats every token; costs rollout speed."""
+    """Admit requests to the engine in a fixed order, so that a resumed run on CPUs repeats every token; costs rollout
+    speed. On GPUs the learner also takes kernels with a fixed order of sums where torch has them (attention's backward
+    pass and sums by index take longer, how much was not measured), and a repeat is not promised."""
     dry_run: bool = False
     """Print every key, the plan and what forbids it, and stop."""
     client: ClientConfig = field(default_factory=ClientConfig)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,13 +109,8 @@ async def processes(
             await pool.ready()
             yield Live(retrievers, _watchdog(cluster, [pool.stalls]), pool, None, None)
             return
-        if sleeps and cluster.gpus_per_process:
-            # One after the other on one card: vLLM measures the memory that is free while it starts.
-            await pool.ready()
-            async with pool.resting():
-                learners = await start_learner(config, learner_actors, model, learner_logs)
-        else:
-            learners = await start_learner(config, learner_actors, model, learner_logs)
+        start = partial(start_learner, config, learner_actors, model, learner_logs)
+        learners = await (after_engines(pool, start) if sleeps and cluster.gpus_per_process else start())
         sync = WeightManager(
             newest,
             learners,
@@ -122,7 +118,11 @@ async def processes(
             engine=engine,
             folder=f"/dev/shm/{scratch.name}",
             node=this_node(),
-            canary=Canary(probes(), dtype=engine.dtype, vocabulary=read_shape(model).vocabulary),
+            canary=Canary(
+                probes(),
+                dtypes=(engine.dtype, config.learner.compute_dtype),
+                vocabulary=read_shape(model).vocabulary,
+            ),
             read_saved=read_saved,
         )
         watchdog = _watchdog(cluster, [learners.stalls, pool.stalls])
@@ -131,6 +131,16 @@ async def processes(
         finally:
             await newest.close()
             await relay.close()
+
+
+async def after_engines(pool: RolloutPool, start: Callable[[], Awaitable[T]]) -> T:
+    """``start`` a learner on the engines' own cards: vLLM measures the memory that is free while it starts.
+
+    The learner then has what engines that sleep leave, as in each of its turns.
+    """
+    await pool.ready()
+    async with pool.resting():
+        return await start()
 
 
 def check_reach(config: RunConfig, machines: AbstractSet[str], here: str) -> None:

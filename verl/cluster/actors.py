@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from verl.cluster.calls import ask_engines
-from verl.cluster.processes import free_port
+from verl.cluster.processes import free_port, interface_of
 from verl.cluster.ray_runtime import see_own_gpus, this_machine, this_node
 
 if TYPE_CHECKING:
@@ -122,6 +122,9 @@ class LearnerActor:
             _repeatable_kernels()
         if place.device == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        if interface := interface_of(this_machine()):
+            # Gloo would take the address of the host's name, which on many machines is a loopback one.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         listener, self._listener = self._listener, None
         init_process(place.rank, place.world_size, place.address, place.port, place.device, listener=listener)
         self._learner = Learner(model_path, config, seed=seed, rejected_folder=rejected)

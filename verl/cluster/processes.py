@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
+import struct
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from verl.errors import UserError
 
 _PARENT = "SLEUTH_END_WITH"
 _PR_SET_PDEATHSIG = 1
+_SIOCGIFADDR = 0x8915
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -93,6 +97,17 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this IPv4 address; None if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
 
 
 def tail(log: Path, lines: int = 15) -> str:

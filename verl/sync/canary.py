@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from verl.errors import InfrastructureError
@@ -47,7 +47,7 @@ def rounding_nats(dtype: str, vocabulary: int) -> float:
     A distribution over ``vocabulary`` tokens that is sure of one has logits of up to twice its logarithm; in half
     precision their distance is that power of two over the significant bits (bfloat16 at 24: 0.125).
     """
-    if dtype == "float32":
+    if dtype not in _SIGNIFICANT_BITS:
         return _FLOAT32_NATS
     return 2.0 ** (math.floor(math.log2(2 * math.log(max(vocabulary, 3)))) + 1 - _SIGNIFICANT_BITS[dtype])
 
@@ -55,12 +55,13 @@ def rounding_nats(dtype: str, vocabulary: int) -> float:
 class Canary:
     """The fixed prompts, and what the learner said of them with the newest weights. One for a run."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], *, dtype: str, vocabulary: int) -> None:
-        """``dtype`` is the one that the engines compute in."""
+    def __init__(self, prompts: Sequence[Sequence[int]], *, dtypes: Collection[str], vocabulary: int) -> None:
+        """``dtypes`` are those that engines and learner compute in: whichever rounds more sets the bound."""
         self.prompts = prompts
-        self._bound = rounding_nats(dtype, vocabulary)
-        self._token_bound = (2 if dtype == "float32" else _TOKEN_STEPS) * self._bound
-        self._patience = 1 if dtype == "float32" else PATIENCE
+        self._bound = max(rounding_nats(dtype, vocabulary) for dtype in dtypes)
+        exact = _SIGNIFICANT_BITS.keys().isdisjoint(dtypes)
+        self._token_bound = (2 if exact else _TOKEN_STEPS) * self._bound
+        self._patience = 1 if exact else PATIENCE
         self._version = -1
         self._learner: Probe = ()
         self._doubtful: dict[str, int] = {}

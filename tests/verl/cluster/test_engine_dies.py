@@ -69,7 +69,7 @@ async def main(runtime):
         pool = RolloutPool(start, [log], newest, open_timeout_s=60, max_restarts=1, sleeps=True)
         weights = WeightManager(
             newest, Learner(), pool, engine=EngineConfig(), folder="/nowhere", node="",
-            canary=Noted([[1]], dtype="float32", vocabulary=9), read_saved=None,
+            canary=Noted([[1]], dtypes=["float32"], vocabulary=9), read_saved=None,
         )
         await pool.ready()
         for version in (1, 2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,21 +43,45 @@ def test_cached_memory_is_given_back_even_where_the_call_fails(
     assert given == [True] * shared
 
 
-@pytest.mark.parametrize(("device", "deterministic"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_repeatable_kernels_are_asked_for_on_a_gpu_and_where_told(
-    device: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[bool] = []
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Starts a rank as far as its process is prepared; the group and the model are left out."""
     monkeypatch.setattr(actors, "log_to", lambda path: None)
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, **_: asked.append(on))
+    monkeypatch.setattr(actors, "this_machine", lambda: "127.0.0.1")
+    monkeypatch.setattr(actors, "this_node", lambda: "")
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr("verl.learner.distributed.init_process", lambda *_, **__: None)
     monkeypatch.setattr("verl.learner.learner.Learner", lambda *_, **__: None)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    place = actors.LearnerPlace(0, 1, "127.0.0.1", 0, device, deterministic=deterministic)
-    config: Any = None
-    actors.LearnerActor(log=tmp_path / "log").start(place, "", config, seed=0, rejected=tmp_path)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.delenv(name)
+
+    def started(device: str = "cpu", *, deterministic: bool = False) -> None:
+        place = actors.LearnerPlace(0, 1, "127.0.0.1", 0, device, deterministic=deterministic)
+        config: Any = None
+        actors.LearnerActor(log=tmp_path / "log").start(place, "", config, seed=0, rejected=tmp_path)
+
+    return started
+
+
+@pytest.mark.parametrize(("device", "deterministic"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_repeatable_kernels_are_asked_for_on_a_gpu_and_where_told(
+    device: str, deterministic: bool, start: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, **_: asked.append(on))
+    start(device, deterministic=deterministic)
     assert asked == [True] * (device == "cuda" and deterministic)
+
+
+def test_ranks_of_several_machines_meet_where_the_cluster_knows_them_unless_told_otherwise(
+    start: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    start()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -147,7 +147,7 @@ class NotedCanary(Canary):
     """Notes the answers, and refuses those after the first ``passes``."""
 
     def __init__(self, passes: int = 1000) -> None:
-        super().__init__([[1]], dtype="float32", vocabulary=100)
+        super().__init__([[1]], dtypes=["float32"], vocabulary=100)
         self.answers: list[Any] = []
         self.passes = passes
 

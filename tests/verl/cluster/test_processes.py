@@ -15,6 +15,7 @@ from verl.cluster.processes import (
     available_cores,
     available_memory_gib,
     free_port,
+    interface_of,
     left_by_groups,
     tail,
     thread_environment,
@@ -66,6 +67,11 @@ def test_a_free_port_can_be_listened_on() -> None:
         server.listen()
         with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
             assert client.getpeername() == ("127.0.0.1", port)
+
+
+def test_an_interface_is_known_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None  # an address for examples
 
 
 def test_the_tail_is_the_last_lines(tmp_path: Path) -> None:

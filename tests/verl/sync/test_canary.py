@@ -19,8 +19,8 @@ def shifted(*by: float) -> Probe:
     return [(token, logprob + d, 0.0) for (token, logprob, _), d in zip(LEARNER, by, strict=True)]
 
 
-def canary(dtype: str = "float32", learner: Probe = LEARNER, vocabulary: int = 151_936) -> Canary:
-    made = Canary([[1]] * 4, dtype=dtype, vocabulary=vocabulary)
+def canary(*dtypes: str, learner: Probe = LEARNER, vocabulary: int = 151_936) -> Canary:
+    made = Canary([[1]] * 4, dtypes=dtypes or ("float32",), vocabulary=vocabulary)
     made.expect(3, learner)
     return made
 
@@ -58,6 +58,15 @@ def test_disagreement_that_repeats_is_a_fault() -> None:
     made.expect(PATIENCE, LEARNER)
     with pytest.raises(InfrastructureError, match=f"on {PATIENCE} versions in a row"):
         made.check("rollout_0", shifted(0.4, 0, 0, 0))
+
+
+@pytest.mark.parametrize("others", ["float32", "float64", "float16"])
+def test_the_side_that_rounds_more_sets_the_bound(others: str) -> None:
+    for dtypes in (("bfloat16", others), (others, "bfloat16")):
+        canary(*dtypes).check("rollout_0", shifted(0.284, 0.01, 0.005, 0.005))
+    if others != "float16":
+        with pytest.raises(InfrastructureError):
+            canary("float32", others).check("rollout_0", shifted(0.01, 0, 0, 0))
 
 
 def test_a_shift_of_all_tokens_fails_at_once() -> None:

@@ -100,7 +100,7 @@ class Fakes:
                 super().check(who, engine)
                 fakes.checked += 1
 
-        canary = NotedCanary([[1]], dtype="float32", vocabulary=100)
+        canary = NotedCanary([[1]], dtypes=["float32"], vocabulary=100)
         me: Any = Both()
         return WeightManager(
             self.newest,

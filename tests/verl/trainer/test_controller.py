@@ -62,6 +62,7 @@ class Learner:
 
     def __init__(self) -> None:
         self.called: list[str] = []
+        self.hashed = 0
 
     async def begin_phase(self, phase: Any) -> None:
         self.called.append(f"phase of {phase.optimizer_steps}")
@@ -81,6 +82,7 @@ class Learner:
         self.loaded = (folder.name, batches)
 
     async def weights_hash(self) -> str:
+        self.hashed += 1
         return "0"
 
 
@@ -162,6 +164,11 @@ async def test_a_finished_run_whose_steps_grow_goes_on_from_its_last_checkpoint(
     assert (summary["steps"], learner.loaded) == (5, ("step_000002", 5))
     lines = (tmp_path / "run" / "trained.jsonl").read_text().splitlines()
     assert len(lines) == 5, "each step once"
+
+
+async def test_every_byte_is_hashed_once_a_run_and_not_at_each_save(tmp_path: Path) -> None:
+    summary, learner = await play(tmp_path / "run", "em")
+    assert (learner.hashed, summary["weights_hash"]) == (1, "0")
 
 
 async def test_what_is_observed_of_a_steps_groups_is_among_its_metrics(tmp_path: Path) -> None:
