@@ -118,8 +118,8 @@ def of_card(card: str, name: str, load: Load) -> Rates:
     tokens = load.prompt_tokens + (load.turns - 1) * load.observation_tokens + written
     scale, passes = shape.parameters / row.parameters, 4  # forward, twice backward, and recomputed
     learn_s = passes * forward_flops(shape, tokens, written) / (row.learn_tflops * 1e12)
-    sync_s = shape.parameters * BYTES["bfloat16"] / 2**30 / max(row.sync_gib_per_s.values())
-    return Rates(scale * row.step_s, scale * row.request_s, scale * row.read_s, learn_s, sync_s)
+    sync_s = row.push_s + shape.parameters * BYTES["bfloat16"] / 2**30 / max(row.sync_gib_per_s.values())
+    return Rates(scale * row.step_s, scale * row.request_s, scale * row.read_s, learn_s, row.turn_s, sync_s)
 
 
 def fleets() -> dict[str, list[Outcome]]:

@@ -4,9 +4,10 @@
           -> [learner: seconds an episode] -> [sync: engines pause] -> new version
 
 An engine steps: one step reads the new tokens of requests that joined and gives each running request a token. Its
-duration is ``step_s + request_s * running + prefill_s * tokens read``. Steps between two arrivals are taken together,
-so that an event costs the same however many tokens it stands for. The learner takes a batch as the group buffer gives
-it out (at most ``max_staleness`` versions ahead); while weights are loaded, engines stand still for ``sync_s``.
+duration is ``step_s + request_s * running + prefill_s * tokens read + turn_s * joined``. Steps between two arrivals are
+taken together, so that an event costs the same however many tokens it stands for. The learner takes a batch as the
+group buffer gives it out (at most ``max_staleness`` versions ahead); while weights are loaded, engines stand still for
+``sync_s``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Rates:
     """More for each token that is read."""
     learn_s: float = 0.0
     """The learner's time for one episode, on one learner replica."""
+    turn_s: float = 0.0
+    """More for each request that joins, and what the environment does with it in the engine's process."""
     sync_s: float = 0.0
     """Publishing and loading a version: the learner and every engine wait."""
 
@@ -136,7 +139,9 @@ class _Loop:
         engine = self.engines[index]
         if engine.stepping:
             return
+        joined = 0
         while engine.waiting and len(engine.running) < self.fleet.max_running:
+            joined += 1
             number = engine.waiting.popleft()
             episode = self.episodes[number]
             turn = episode.turns[episode.done]
@@ -148,7 +153,7 @@ class _Loop:
         # steps, so that what arrives meanwhile does not wait long.
         steps = 1 if engine.to_read else min(4, engine.running[0][0] - engine.steps)
         each = self.rates.step_s + self.rates.request_s * len(engine.running)
-        seconds = steps * each + self.rates.prefill_s * engine.to_read
+        seconds = steps * each + self.rates.prefill_s * engine.to_read + self.rates.turn_s * joined
         engine.to_read, engine.stepping = 0, True
         engine.busy_s += seconds
         self.at(max(self.now, self.paused_until) + seconds, "stepped", index, steps)

@@ -1,7 +1,14 @@
 """Seconds a step, hours and cost of a run, from the measured rates of a card: pure arithmetic, and rough.
 
+    step     = rollout + learning (the longer of the two where they overlap) + sync
+    rollout  = engine steps, as many as the longest episode has tokens or as all tokens fill batches
+             + tokens read + turns, each times its rate;
+               no less than the longest episode alone in the engine, and its wait for searches
+    learning = formula FLOPs of the episodes trained on / the learner's FLOP/s
+    sync     = a push + bytes / the carrier's speed
+
 Times of another model than the measured one are scaled: the engine's by weights on a card, the learner's by formula
-FLOPs, the sync by bytes. Searches, the tail of the longest episode, evaluation, warm-up and start are left out.
+FLOPs, the sync by bytes. Groups played again in place of dropped ones, evaluation, warm-up and start are left out.
 """
 
 from __future__ import annotations
@@ -9,11 +16,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from search_agent.config import RunConfig
-from search_agent.planning.rates import Rates, rates_of
+from search_agent.planning.rates import PredictionConfig, Rates, rates_of
 from verl.learner.holdings import BYTES
 from verl.model_shape import ModelShape
 from verl.trainer.phases import reinforcement_phase
@@ -29,10 +36,16 @@ class Work:
     episodes: int
     policy_tokens: int
     """Of an episode."""
+    longest_tokens: int
+    """Of the policy, in the longest episode."""
     read_tokens: int
     """Of an episode: prompt and observations, each read once."""
+    turns: float
+    """Of an episode."""
+    wait_s: float
+    """For the searches of the episode that waits the most."""
     train_flops: float
-    """Of all episodes together, formula FLOPs, forward passes besides training included."""
+    """Of all episodes that are trained on, formula FLOPs, forward passes besides training included."""
     sync_gib: float
 
 
@@ -80,6 +93,8 @@ def work_of(config: RunConfig, shape: ModelShape) -> Work:
     bounds, context, told = config.bounds, config.rollout.engine.max_context_tokens, config.prediction
     tokens = min(told.episode_tokens or bounds.max_episode_tokens, context)
     written = min(told.policy_tokens or config.max_policy_tokens, tokens)
+    longest = max(written, min(told.longest_tokens or config.max_policy_tokens, context))
+    turns = told.turns or 1.0 + getattr(bounds, "max_turns", 0)
     episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt
     phase = reinforcement_phase(config.trainer, config.learner.updates_per_batch)
     passes = _PASSES + config.learner.gradient_checkpointing
@@ -87,28 +102,37 @@ def work_of(config: RunConfig, shape: ModelShape) -> Work:
     # A critic has one pass for values, and is trained as the policy is; its head is one number wide.
     flops = forward_flops(shape, tokens, written) * (passes * config.trainer.passes + scored)
     flops += forward_flops(shape, tokens, 0) * (passes + 1) * phase.has_critic
+    flops *= episodes * (1.0 if told.trained_share is None else told.trained_share)
     size = shape.parameters * BYTES[config.rollout.engine.dtype] / 2**30
-    return Work(episodes, written, tokens - written, episodes * flops, size)
+    return Work(episodes, written, longest, tokens - written, turns, told.wait_s or 0.0, flops, size)
 
 
 def predict(config: RunConfig, shape: ModelShape, rates: Rates) -> Prediction:
     """The parts of a step on cards with these rates."""
-    work, rollout = work_of(config, shape), config.rollout
-    engine = rollout.engine
+    work = work_of(config, shape)
     rollout_s = learning_s = sync_s = None
     if rates.step_s is not None:
-        episodes = math.ceil(work.episodes / rollout.workers)
-        at_once = min(episodes, engine.max_concurrent_requests)
-        # Not fewer steps than an episode has tokens; where not all fit, requests wait for one another's end.
-        steps = work.policy_tokens * episodes / at_once
-        scale = shape.parameters / rates.parameters / engine.tensor_parallel_size
-        rollout_s = scale * (steps * rates.decode_s(at_once) + episodes * work.read_tokens * rates.read_s)
+        rollout_s = _rollout_s(config, work, rates, shape.parameters / rates.parameters)
     if rates.learn_tflops is not None:
         learning_s = work.train_flops / config.cluster.learner_ranks / (rates.learn_tflops * 1e12)
-    if (speed := rates.sync_gib_per_s.get(engine.weight_transfer)) is not None:
-        sync_s = work.sync_gib / speed
+    if (speed := rates.sync_gib_per_s.get(config.rollout.engine.weight_transfer)) is not None:
+        sync_s = rates.push_s + work.sync_gib / speed
     apart = config.cluster.placement == "split" and config.trainer.max_staleness > 0
     return Prediction(rollout_s, learning_s, sync_s, apart)
+
+
+def _rollout_s(config: RunConfig, work: Work, rates: Rates, scale: float) -> float:
+    """One engine's share of a step; ``scale`` is this model's size by that of the measured one."""
+    engine = config.rollout.engine
+    episodes = math.ceil(work.episodes / config.rollout.workers)
+    written = episodes * work.policy_tokens
+    # Where not all fit, requests wait for one another's end; where few are left, steps go on for those.
+    steps = max(work.longest_tokens, written / min(episodes, engine.max_concurrent_requests))
+    decoding = steps * rates.decode_s(written / steps)
+    scale /= engine.tensor_parallel_size
+    working = scale * (decoding + episodes * work.read_tokens * rates.read_s) + episodes * work.turns * rates.turn_s
+    # Others are played while one waits; it cannot end before its own tokens and searches have.
+    return max(working, scale * work.longest_tokens * rates.decode_s(1) + work.wait_s)
 
 
 def steps_of(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -118,17 +142,30 @@ def steps_of(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def as_recorded(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """With the mean lengths of the episodes that a run has played, where the configuration names none."""
+    """With what the episodes of a run were, in the mean of its steps, where the configuration does not say."""
     if not steps:
         return config
-    told = config.prediction
-    seen = {key: round(statistics.mean(row[key] for row in steps)) for key in ("policy_tokens", "tokens")}
-    lengths = replace(
-        told,
-        policy_tokens=told.policy_tokens or max(1, seen["policy_tokens"]),
-        episode_tokens=told.episode_tokens or max(1, seen["tokens"]),
-    )
-    return replace(config, prediction=lengths)
+    episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt
+
+    def mean(key: str) -> float | None:
+        """None for a run of an older version, and for one that does not count it."""
+        return statistics.mean(row[key] for row in steps) if all(key in row for row in steps) else None
+
+    def tokens(key: str, least: int) -> int | None:
+        return None if (seen := mean(key)) is None else max(least, round(seen))
+
+    trained = mean("trained_episodes")
+    written = config.prediction.policy_tokens or tokens("policy_tokens", 1)
+    seen = {
+        "policy_tokens": written,
+        "episode_tokens": tokens("tokens", written or 1),
+        "longest_tokens": tokens("policy_tokens_max", written or 1),
+        "turns": mean("turns"),
+        "wait_s": mean("wait_max_s"),
+        "trained_share": None if trained is None else min(1.0, trained / episodes),
+    }
+    told = {key: value for key, value in asdict(config.prediction).items() if value is not None}
+    return replace(config, prediction=PredictionConfig(**{**seen, **told}))
 
 
 def against_measured(
@@ -167,7 +204,11 @@ def rows(config: RunConfig, shape: ModelShape, gpus: float, table: Sequence[Rate
     found = predict(config, shape, rates)
     if not found.parts:
         return [("nothing", f"the row of {card} has no rate that this run needs")]
-    longest = told.policy_tokens is None or told.episode_tokens is None
+    longest = None in (told.policy_tokens, told.episode_tokens, told.longest_tokens, told.turns)
+    assumed = ["episodes as long as the bounds allow (prediction.policy_tokens, .episode_tokens ...)"] * longest
+    assumed += ["searches that take no time (prediction.wait_s)"] * (told.wait_s is None)
+    if config.trainer.drops_uniform and told.trained_share is None:
+        assumed.append("every group trained on (prediction.trained_share)")
     parts = ", ".join(f"{name} {_round(seconds)} s" for name, seconds in found.parts.items())
     missing = [name for name in ("rollout", "learning", "sync") if name not in found.parts]
     hours = config.trainer.steps * found.step_s / 3600
@@ -180,7 +221,7 @@ def rows(config: RunConfig, shape: ModelShape, gpus: float, table: Sequence[Rate
         ("reinforcement", f"{'at most ' * longest}{_round(hours)} hours, without evaluation, warm-up and start"),
         *cost,
         ("rates", f"{rates.card}, {rates.date}, {rates.commit}: {rates.parameters / 1e9:.2g} B parameters, scaled"),
-        *([("lengths", "the bounds'; known ones: prediction.policy_tokens, prediction.episode_tokens")] * longest),
+        *([("assumed", "; ".join(assumed))] if assumed else []),
     ]
 
 

@@ -6,6 +6,7 @@ measured is null, and what needs it is not predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,21 +30,33 @@ class PredictionConfig:
     prediction is then one of the longest run."""
     episode_tokens: int | None = None
     """All tokens of an episode, prompt and observations included, in the mean. Null as above."""
+    longest_tokens: int | None = None
+    """Tokens that the policy writes in the longest episode of a step: the engine steps at least so often. Null as
+    above."""
+    turns: float | None = None
+    """Turns of an episode, in the mean; null takes the most that the environment allows."""
+    wait_s: float | None = None
+    """Seconds that the episode which waits the most for its searches waits for all of them; null takes none."""
+    trained_share: float | None = None
+    """The share of a step's episodes that is trained on, where uniform groups are dropped; null takes all."""
     price_per_gpu_hour: float | None = None
     """What a GPU costs an hour, in any currency; null predicts no cost."""
 
     def __post_init__(self) -> None:
-        for key in ("policy_tokens", "episode_tokens"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"prediction.{key}", value, "write 1 or more, or null")
-        price = self.price_per_gpu_hour
-        holds = price is None or 0 <= price < float("inf")
-        require(holds, "prediction.price_per_gpu_hour", price, "write a price of 0 or more, or null")
-        written, whole = self.policy_tokens, self.episode_tokens
-        if written is not None and whole is not None and written > whole:
-            raise UserError(
-                f"prediction.policy_tokens={written} is above prediction.episode_tokens={whole}, which counts them too"
-            )
+        for keys, least, most in (
+            (("policy_tokens", "episode_tokens", "longest_tokens", "turns"), 1.0, math.inf),
+            (("wait_s", "price_per_gpu_hour"), 0.0, math.inf),
+            (("trained_share",), 0.0, 1.0),
+        ):
+            bounds = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+            for key in keys:
+                value = getattr(self, key)
+                holds = value is None or (least <= value <= most and value < math.inf)
+                require(holds, f"prediction.{key}", value, f"write {bounds}, or null")
+        for more, why in (("episode_tokens", "counts them too"), ("longest_tokens", "is the most of any episode")):
+            written, whole = self.policy_tokens, getattr(self, more)
+            if written is not None and whole is not None and written > whole:
+                raise UserError(f"prediction.policy_tokens={written} is above prediction.{more}={whole}, which {why}")
 
 
 @dataclass(frozen=True)
@@ -68,12 +81,17 @@ class Rates:
     """Where only one size was measured: the requests in it. More take longer in proportion."""
     read_s: float = 0.0
     """For each token of a prompt or an observation that is read (s)."""
+    turn_s: float = 0.0
+    """For each turn of an episode besides (s): to take a request in and to give it back, and what the environment does
+    with it meanwhile in the same process. Not scaled to another model."""
     learn_tflops: float | None = None
     """The learner's formula TFLOP/s on one rank."""
     sync_gib_per_s: Mapping[str, float] = field(default_factory=dict)
-    """Weights to an engine, by ``rollout.engine.weight_transfer``."""
+    """Weights to an engine, by ``rollout.engine.weight_transfer`` ..."""
+    push_s: float = 0.0
+    """... and what a push takes however little is in it (s). Not scaled to another model."""
 
-    def decode_s(self, requests: int) -> float:
+    def decode_s(self, requests: float) -> float:
         """A decoding step of so many requests, of the measured model (s). Needs ``step_s``."""
         assert self.step_s is not None
         beyond = max(1.0, requests / self.requests) if self.requests else 1.0

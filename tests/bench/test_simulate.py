@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,12 @@ from bench.scale.load import Load, Turn, draw, played
 from bench.scale.rates import as_row, replaced
 from bench.scale.simulate import Fleet, Outcome, Rates
 from bench.scale.simulate import simulate as simulate_groups
+from bench.scale.turns import Played as PlayedTurns
+from bench.scale.turns import Scripted
 from search_agent.planning.rates import TABLE, read_rates
+from search_agent.planning.rates import Rates as CardRates
+from verl.rollout.interfaces import Generation, Sampling
+from verl.rollout.interfaces import Turn as Turns
 from verl.trajectory import ToolCall, Trajectory
 
 RATES = Rates(step_s=0.01, request_s=0.001, prefill_s=1e-5)
@@ -38,6 +45,11 @@ def test_one_episode_without_latency_takes_its_steps_and_its_reading() -> None:
     outcome = simulate(RATES, ONE, Fleet(engines=1), steps=1)
     assert outcome.seconds == pytest.approx(3 * 0.011 + READING_S)
     assert outcome.engine_busy == pytest.approx(1.0)
+
+
+def test_each_turn_has_a_cost_of_its_own() -> None:
+    outcome = simulate(dataclasses.replace(RATES, turn_s=0.05), ONE, Fleet(engines=1), steps=1)
+    assert outcome.seconds == pytest.approx(3 * (0.011 + 0.05) + READING_S)
 
 
 def test_a_search_that_always_takes_the_tail_leaves_the_engine_idle_meanwhile() -> None:
@@ -127,13 +139,14 @@ def _trajectory(task: str, sample: int) -> Trajectory:
 
 
 def test_a_measured_row_takes_the_place_of_its_card_alone_and_is_read_back(tmp_path: Path) -> None:
-    found = dict.fromkeys(("step_s", "request_s", "read_s", "learn_tflops", "shm"), 0.0012345)
+    found = dict.fromkeys(("step_s", "request_s", "read_s", "turn_s", "learn_tflops", "shm", "push_s"), 0.0012345)
     row = as_row({**found, "parameters": 5e5}, {"commit": "797036155557", "cores": 2, "processor": "AMD: one's"})
     table = tmp_path / "rates.yaml"
     table.write_text(replaced(replaced(TABLE.read_text(), row), row))
     before, after = read_rates(), read_rates(table)
     assert [rates for rates in after if rates.card != "CPU"] == [rates for rates in before if rates.card != "CPU"]
     [mine] = [rates for rates in after if rates.card == "CPU"]
+    assert (mine.turn_s, mine.push_s) == (0.00123, 0.00123)
     assert (mine.parameters, mine.step_s, mine.sync_gib_per_s) == (5e5, 0.00123, {"shm": 0.00123})
     assert table.read_text().startswith("# Measured rates")
 
@@ -142,7 +155,33 @@ def test_a_fleet_of_cards_takes_its_seconds_from_the_table_that_predicts_runs() 
     [row] = [rates for rates in read_rates() if rates.card == "H200"]
     at = of_card("H200", "Qwen/Qwen2.5-1.5B", Load(1))
     assert at.step_s == pytest.approx(row.step_s, rel=0.01)  # the same model
-    assert at.sync_s == pytest.approx(2.88 / row.sync_gib_per_s["ipc"], rel=0.01)
+    assert at.sync_s == pytest.approx(row.push_s + 2.88 / row.sync_gib_per_s["ipc"], rel=0.01)
+    assert at.turn_s == row.turn_s
     assert at.learn_s > 0
     longer = of_card("H200", "Qwen/Qwen2.5-1.5B", Load(1, turns=10))
     assert longer.learn_s > 2 * at.learn_s  # attention grows faster than tokens
+
+
+def test_a_turn_takes_what_its_tokens_leave() -> None:
+    rates = CardRates("X1", "", "", "", parameters=1.0, step_s=0.5, request_s=0.01, read_s=0.001)
+    played = PlayedTurns(seconds=20.0, turns=40, written=200, longest=25, read=400)
+    assert played.turn_s(rates) == pytest.approx((20.0 - 25 * 0.5 - 200 * 0.01 - 400 * 0.001) / 40)
+    assert dataclasses.replace(played, seconds=1.0).turn_s(rates) == 0.0
+
+
+class _Engine:
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def generate(self, token_ids: Sequence[int], turn: Turns, sampling: Sampling, seed: int) -> Generation:
+        self.asked.append(turn.max_tokens)
+        return Generation([1], "x", [-0.5], [3], "stop")
+
+
+def test_an_episode_of_a_script_says_the_script_and_makes_the_engine_write_as_much() -> None:
+    engine, tokenizer = _Engine(), lambda text, **_: {"input_ids": list(range(len(text)))}
+    scripted = Scripted(engine, iter(["ab</s>", "end"]), tokenizer)
+    first, last = (asyncio.run(scripted.generate([7], Turns(64, ("</s>",)), Sampling(), 0)) for _ in range(2))
+    assert (first.text, first.stop, first.finish_reason, len(first.token_ids)) == ("ab</s>", "</s>", "stop", 6)
+    assert (last.text, last.stop, last.finish_reason, last.versions) == ("end", None, "end_of_turn", [3, 3, 3])
+    assert engine.asked == [6, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verl.rollout.groups import Group
+from verl.trajectory import Trajectory
 
 RESERVED = frozenset(
     [
@@ -16,17 +17,19 @@ RESERVED = frozenset(
         "reward",
         "turns",
         "policy_tokens",
+        "policy_tokens_max",
         "tokens",
         "calls",
         "empty_calls",
+        "wait_max_s",
     ]
 )
 """What ``summarize`` itself counts: no part of a reward may have such a name."""
 
 
 def summarize(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over usable episodes (``reward``, ``turns``, lengths; each reward part over those that have it) and counts
-    over all of them."""
+    """Means over usable episodes (``reward``, ``turns``, lengths; each reward part over those that have it), counts
+    over all of them, and what a step had to wait for: the longest episode and the longest wait of one for its calls."""
     everyone = [trajectory for group in groups for trajectory in group.trajectories]
     usable = [trajectory for group in groups for trajectory in group.usable]
     result = {
@@ -49,8 +52,15 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
     result["reward"] = sum(trajectory.reward or 0.0 for trajectory in usable) / len(usable)
     result["turns"] = sum(trajectory.num_turns for trajectory in usable) / len(usable)
     result["policy_tokens"] = sum(trajectory.num_policy_tokens for trajectory in usable) / len(usable)
+    result["policy_tokens_max"] = float(max(trajectory.num_policy_tokens for trajectory in usable))
     result["tokens"] = sum(len(trajectory) for trajectory in usable) / len(usable)
     calls = [call for trajectory in usable for call in trajectory.calls]
     result["calls"] = len(calls) / len(usable)
     result["empty_calls"] = sum(not (call.results or call.facts) for call in calls) / max(1, len(calls))
+    result["wait_max_s"] = max(map(_wait_s, usable))
     return result
+
+
+def _wait_s(trajectory: Trajectory) -> float:
+    """What its calls took; those of one observation are made at the same time."""
+    return sum(max((call.latency_s for call in segment.calls), default=0.0) for segment in trajectory.segments)

@@ -27,7 +27,12 @@ from verl.model_shape import ModelShape, read_shape
 
 # One layer of 4 x 4 x 4 attention; the head has 4 x 2 weights.
 TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)
-LENGTHS = ("prediction.policy_tokens=10", "prediction.episode_tokens=30")
+LENGTHS = (
+    "prediction.policy_tokens=10",
+    "prediction.episode_tokens=30",
+    "prediction.longest_tokens=10",
+    "prediction.turns=3",
+)
 RATES = Rates(
     "X1",
     "2026-11-27",
@@ -92,6 +97,39 @@ def test_what_does_not_fit_an_engine_waits_and_a_size_that_was_not_measured_is_s
     assert predict(config(), TOY, larger).rollout_s == pytest.approx(3 * predict(config(), TOY, RATES).parts["rollout"])
 
 
+def test_the_engine_steps_for_the_longest_episode_and_only_for_requests_that_are_left() -> None:
+    # 200 tokens in all, in 25 steps: each costs its constant, each token its request's.
+    found = predict(config("prediction.longest_tokens=25"), TOY, RATES)
+    assert found.rollout_s == pytest.approx(25 * 0.5 + 200 * 0.01 + 400 * 0.001)
+    one_size = replace(RATES, request_s=0.0, requests=16, read_s=0.0)
+    # 20 requests are more than the 16 that were measured, but in 25 steps there are 8 in the mean.
+    assert predict(config("prediction.longest_tokens=25"), TOY, one_size).rollout_s == pytest.approx(25 * 0.5)
+    assert predict(config(), TOY, one_size).rollout_s == pytest.approx(10 * 0.5 * 20 / 16)
+
+
+def test_turns_take_their_time_on_each_engine_whatever_the_model() -> None:
+    with_turns, larger = replace(RATES, turn_s=0.02), replace(RATES, turn_s=0.02, parameters=TOY.parameters / 3)
+    tokens = predict(config(), TOY, RATES).parts["rollout"]
+    assert predict(config(), TOY, with_turns).rollout_s == pytest.approx(tokens + 20 * 3 * 0.02)
+    assert predict(config(), TOY, larger).rollout_s == pytest.approx(3 * tokens + 20 * 3 * 0.02)
+    halved = predict(config("rollout.workers=2"), TOY, with_turns).parts["rollout"]
+    assert halved == pytest.approx(10 * (0.5 + 10 * 0.01) + 200 * 0.001 + 10 * 3 * 0.02)
+
+
+def test_waiting_hides_behind_other_episodes_until_the_longest_is_alone() -> None:
+    busy = predict(config(), TOY, RATES).parts["rollout"]  # 7.4 s; alone, the longest takes 10 steps of 0.51 s
+    assert predict(config("prediction.wait_s=2"), TOY, RATES).rollout_s == pytest.approx(busy)
+    assert predict(config("prediction.wait_s=9"), TOY, RATES).rollout_s == pytest.approx(10 * 0.51 + 9)
+
+
+def test_only_what_is_trained_on_is_learned_from_and_a_push_costs_something_whatever_its_size() -> None:
+    whole = predict(config(), TOY, RATES)
+    some = predict(config("prediction.trained_share=0.25"), TOY, replace(RATES, push_s=0.04))
+    assert some.learning_s == pytest.approx(whole.parts["learning"] / 4)
+    assert some.sync_s == pytest.approx(whole.parts["sync"] + 0.04)
+    assert some.rollout_s == whole.rollout_s
+
+
 def test_passes_besides_training_are_counted() -> None:
     plain = work_of(config(), TOY).train_flops
     for key in (
@@ -103,9 +141,10 @@ def test_passes_besides_training_are_counted() -> None:
 
 
 def test_without_lengths_episodes_are_as_long_as_the_bounds_allow() -> None:
-    free = work_of(config("prediction.policy_tokens=null", "prediction.episode_tokens=null"), TOY)
+    free = work_of(load_config([]), TOY)
     assert free.policy_tokens + free.read_tokens == 512  # the context of the quick start
-    assert free.policy_tokens == 4 * 64
+    assert (free.policy_tokens, free.longest_tokens, free.turns) == (4 * 64, 4 * 64, 4)
+    assert work_of(load_config(["prediction.policy_tokens=10"]), TOY).longest_tokens == 4 * 64
 
 
 def test_the_plan_says_time_cost_bound_and_rates() -> None:
@@ -115,7 +154,12 @@ def test_the_plan_says_time_cost_bound_and_rates() -> None:
     assert told["a step"].startswith(f"{step:.2g} s: rollout 7.4 s")
     assert told["a step"].endswith("bound by rollout")
     assert told["cost"] == f"{step * 2 * 3:,.2f} (2 GPUs)"
-    assert "at most" in dict(rows(config(*gpu, "prediction.policy_tokens=null"), TOY, 2.0, [RATES]))["a step"]
+    unknown = dict(rows(config(*gpu, "prediction.longest_tokens=null"), TOY, 2.0, [RATES]))
+    assert unknown["a step"].startswith("at most")
+    assert "as long as the bounds allow" in unknown["assumed"]
+    assert "every group trained on" in told["assumed"]  # the quick start drops uniform ones
+    known = ("prediction.wait_s=0", "prediction.trained_share=1")
+    assert "assumed" not in dict(rows(config(*gpu, *known), TOY, 2.0, [RATES]))
 
 
 def test_what_is_not_known_is_not_predicted() -> None:
@@ -147,11 +191,15 @@ def test_the_table_is_whole_and_the_quick_start_is_predicted_from_it() -> None:
 
 def test_prediction_keys_do_not_make_another_run_and_have_ranges() -> None:
     assert results_config(load_config([])) == results_config(load_config(["prediction.card=H200"]))
-    for wrong in ("policy_tokens=0", "episode_tokens=0", "price_per_gpu_hour=-1", "price_per_gpu_hour=.inf"):
+    no_count = ("policy_tokens=0", "episode_tokens=0", "longest_tokens=0", "turns=0.5", "turns=.inf", "turns=.nan")
+    no_share = ("price_per_gpu_hour=-1", "price_per_gpu_hour=.inf", "wait_s=-1", "trained_share=1.5")
+    for wrong in (*no_count, *no_share):
         with pytest.raises(UserError, match=wrong.partition("=")[0]):
             load_config([f"prediction.{wrong}"])
     with pytest.raises(UserError, match="counts them too"):
         load_config(["prediction.policy_tokens=9", "prediction.episode_tokens=8"])
+    with pytest.raises(UserError, match=r"longest_tokens=8, which is the most of any episode"):
+        load_config(["prediction.policy_tokens=9", "prediction.longest_tokens=8"])
 
 
 def step_row(policy_tokens: float, tokens: float, step_s: float) -> dict[str, float]:
@@ -167,6 +215,18 @@ def test_lengths_are_those_that_a_run_has_had_unless_they_are_told() -> None:
     assert (seen.policy_tokens, seen.episode_tokens) == (10, 30)
     assert as_recorded(load_config(["prediction.policy_tokens=7"]), steps).prediction.policy_tokens == 7
     assert as_recorded(bare, []) is bare
+    longer = as_recorded(load_config(["prediction.policy_tokens=40"]), steps).prediction  # than what was seen
+    assert (longer.policy_tokens, longer.episode_tokens) == (40, 40)
+
+
+def test_a_runs_longest_episode_turns_wait_and_share_trained_on_are_taken_from_its_metrics() -> None:
+    seen = {"policy_tokens_max": 70.0, "turns": 2.5, "wait_max_s": 0.02, "trained_episodes": 32.0}
+    more = {"policy_tokens_max": 80.0, "turns": 2.7, "wait_max_s": 0.04, "trained_episodes": 64.0}
+    found = as_recorded(load_config([]), [step_row(10, 30, 5) | seen, step_row(10, 30, 5) | more]).prediction
+    assert (found.longest_tokens, found.turns, found.wait_s) == (75, pytest.approx(2.6), pytest.approx(0.03))
+    assert found.trained_share == pytest.approx(48 / 128)
+    older = as_recorded(load_config(["prediction.turns=2"]), [step_row(10, 30, 5)]).prediction
+    assert (older.longest_tokens, older.turns, older.wait_s, older.trained_share) == (None, 2, None, None)
 
 
 def test_a_run_that_ended_says_what_its_steps_took_and_what_was_to_be_expected() -> None:

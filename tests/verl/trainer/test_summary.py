@@ -38,6 +38,16 @@ def test_calls_are_counted_and_so_are_those_that_showed_nothing() -> None:
     assert summarize(step(episode()))["empty_calls"] == 0
 
 
+def test_what_a_step_waits_for_is_its_longest_episode_and_its_longest_wait() -> None:
+    quick, slow = ToolCall("search", "who", latency_s=0.1), ToolCall("search", "where", latency_s=0.4)
+    long = episode(quick, slow)  # two at the same time
+    long.append_generated([4, 5, 6], "b", [-1.0] * 3, [0] * 3, "stop")
+    long.append_observation([7], "o", [quick])
+    metrics = summarize(step(episode(quick), long, episode()))
+    assert metrics["policy_tokens_max"] == 4
+    assert metrics["wait_max_s"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("calls", "told"), [([NOTHING] * 8, True), ([NOTHING] * 7 + [FOUND], False), ([NOTHING] * 7, False), ([], False)]
 )
