@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,7 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
     from verl.trainer.controller import Controller, RunData, Settings
 
     await check_retriever(config, folder)
+    config = settle_layers(config, inputs.model, folder)
     data = RunData(inputs.train, inputs.dev, inputs.test, inputs.traces)
     warmup = config.warmup.on(len(inputs.traces))
     settings = Settings(
@@ -153,6 +155,25 @@ async def train(config: RunConfig, inputs: Inputs, folder: RunFolder, scratch: P
             return await live.watch(controller.run())
     finally:
         tracker.close()
+
+
+def settle_layers(config: RunConfig, model: str, folder: RunFolder) -> RunConfig:
+    """With a number where the plan chooses how many layers the learner computes again.
+
+    The folder keeps it, so that a resumed run computes as many, whatever the plan says by then.
+    """
+    if config.learner.gradient_checkpointing != "auto" or not config.cluster.gpus_per_process:
+        return config
+    from search_agent.planning.sizes import learner_config
+    from verl.model_shape import read_shape
+    from verl.trainer.run_folder import RECOMPUTED
+
+    kept = folder.read_json(RECOMPUTED)
+    if kept is None:
+        shape = read_shape(model)
+        kept = {"layers": learner_config(config, shape).recomputed(shape.layers)}
+        folder.write_json(RECOMPUTED, kept)
+    return replace(config, learner=replace(config.learner, gradient_checkpointing=kept["layers"]))
 
 
 def gold_scorer(config: RunConfig, learners: LearnerGroup, model: str) -> GoldScorer | None:

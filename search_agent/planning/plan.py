@@ -172,10 +172,17 @@ def _memory(config: RunConfig, shape: ModelShape, plan: Plan) -> list[tuple[str,
         ("model", f"{shape.parameters / 1e9:.3f} B parameters"),
         *((f"learner rank: {name}", _size(gib)) for name, gib in parts.items()),
         ("learner rank: in all", _size(learning)),
+        ("learner rank: recomputes", _recomputed(config, shape, learning)),
         *([("learner rank: host memory", _size(host))] if host else []),
         ("engine rank: weights", _size(weights)),
         ("engine rank: KV cache", f"{_size(cache)} = {tokens:,} tokens = {tokens / context:.0f} full contexts"),
     ]
+
+
+def _recomputed(config: RunConfig, shape: ModelShape, learning: float) -> str:
+    layers = f"{sizes.learner_config(config, shape).recomputed(shape.layers)} of {shape.layers} layers"
+    card = f": {learning:.0f} of {config.cluster.gpu_memory_gib:g} GiB"
+    return layers + card * bool(config.cluster.gpus_per_process)
 
 
 def _size(gib: float) -> str:
@@ -195,12 +202,15 @@ def _gpu_problems(config: RunConfig, shape: ModelShape, learning: float, held: f
         )
     beside = held + claimed + sizes.transfer_gib(config, shape) if cluster.placement == "shared" else 0.0
     if max(learning, beside) > usable:
+        told = config.learner.gradient_checkpointing
+        more = told != "auto" and config.learner.recomputed(shape.layers) < shape.layers
         problems.append(
             f"a learner rank needs {learning:.1f} GiB"
             + (f", and {beside - claimed:.1f} GiB beside an engine of {claimed:.1f} GiB," if beside else "")
             + f" of the {usable:.1f} GiB that cluster.gpu_memory_gib={cluster.gpu_memory_gib:g} leaves: raise "
-            "cluster.learner_ranks, lower rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch, or set "
-            "learner.gradient_checkpointing=true"
+            "cluster.learner_ranks, lower rollout.engine.gpu_memory_share or learner.max_tokens_per_microbatch"
+            + ", or set learner.gradient_checkpointing=auto"
+            * more
         )
     if engine.tensor_parallel_size > 1 and cluster.gpus_per_process < 1:
         problems.append(

@@ -21,6 +21,7 @@ from typing import Any
 
 from search_agent.config import RunConfig
 from search_agent.planning.rates import PredictionConfig, Rates, rates_of
+from search_agent.planning.sizes import learner_config
 from verl.learner.holdings import BYTES
 from verl.model_shape import ModelShape
 from verl.trainer.phases import reinforcement_phase
@@ -97,7 +98,7 @@ def work_of(config: RunConfig, shape: ModelShape) -> Work:
     turns = told.turns or 1.0 + getattr(bounds, "max_turns", 0)
     episodes = config.trainer.prompts_per_step * config.trainer.samples_per_prompt
     phase = reinforcement_phase(config.trainer, config.learner.updates_per_batch)
-    passes = _PASSES + config.learner.gradient_checkpointing
+    passes = _PASSES + learner_config(config, shape).recomputed(shape.layers) / shape.layers
     scored = (phase.reference != "none") + (phase.updates_per_batch > 1)
     # A critic has one pass for values, and is trained as the policy is; its head is one number wide.
     flops = forward_flops(shape, tokens, written) * (passes * config.trainer.passes + scored)

@@ -6,9 +6,12 @@ micro-batch takes by ``verl.learner.memory``, to a tenth. Nothing is started and
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from search_agent.config import RunConfig
+from verl.learner.config import LearnerConfig
 from verl.learner.holdings import BYTES, Holding, checkpoint_bytes, holdings
-from verl.learner.memory import counts_of, working_bytes
+from verl.learner.memory import CONTEXT_BYTES, MARGIN, counts_of, layers_to_recompute, taken_bytes
 from verl.learner.phase import Phase
 from verl.model_shape import ModelShape
 from verl.sync import BUCKET_BYTES
@@ -17,19 +20,36 @@ from verl.trainer.phases import phases
 _GIB = 2**30
 _REPORTED = 79 / 80
 """Of the size that a card is sold by, what it reports."""
-_CONTEXT_GIB = 0.75
-"""What CUDA's context and its libraries take for each process on a card."""
+_ASLEEP_GIB = 3.0
+"""What an engine asleep on the learner's card keeps besides its context: graphs and buffers. Others have reported
+1.5 to 4; not measured here."""
 
 
 def usable_gib(config: RunConfig) -> float:
     """Of one card, for tensors: what it reports, without the contexts of the processes on it."""
     processes = 2 if config.cluster.placement == "shared" else 1
-    return config.cluster.gpu_memory_gib * _REPORTED - processes * _CONTEXT_GIB
+    return config.cluster.gpu_memory_gib * _REPORTED - processes * CONTEXT_BYTES / _GIB
+
+
+def learner_config(config: RunConfig, shape: ModelShape) -> LearnerConfig:
+    """The learner's, with how many layers it computes again as a number where the plan chooses it."""
+    learner, cluster, layers = config.learner, config.cluster, 0
+    if learner.gradient_checkpointing != "auto":
+        return learner
+    if cluster.gpus_per_process:
+        asleep = _ASLEEP_GIB if cluster.placement == "shared" else 0.0
+        room = (usable_gib(config) - asleep - MARGIN * cluster.gpu_memory_gib) * _GIB
+        layers = layers_to_recompute(learner, shape, _phases(config), cluster.learner_ranks, int(room))
+    return replace(learner, gradient_checkpointing=layers)
 
 
 def learner_gib(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     """One learner rank at its most, by part, on its device: in the phase that takes the most."""
-    return max((_on_device(config, shape, phase) for phase in _phases(config)), key=lambda parts: sum(parts.values()))
+    learner, ranks = learner_config(config, shape), config.cluster.learner_ranks
+    on_gpu = bool(config.cluster.gpus_per_process)
+    found = [taken_bytes(learner, shape, phase, ranks, on_gpu=on_gpu) for phase in _phases(config)]
+    most = max(found, key=lambda parts: sum(parts.values()))
+    return {name: size / _GIB for name, size in most.items() if size}
 
 
 def held_gib(config: RunConfig, shape: ModelShape) -> tuple[float, float]:
@@ -128,16 +148,3 @@ def _holdings(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, H
 def _checkpoint(config: RunConfig, shape: ModelShape) -> list[dict[str, int]]:
     """By part, of each phase."""
     return [checkpoint_bytes(config.learner, phase, counts_of(config.learner, shape)) for phase in _phases(config)]
-
-
-def _on_device(config: RunConfig, shape: ModelShape, phase: Phase) -> dict[str, float]:
-    on_gpu = bool(config.cluster.gpus_per_process)
-    parts: dict[str, float] = {}
-    stepping = 0
-    for name, part in _holdings(config, shape, phase).items():
-        parts[name] = (0 if part.on_host and on_gpu else part.held) + part.computing
-        stepping += part.stepping
-    working = working_bytes(config.learner, shape, on_gpu=on_gpu)
-    # Moments that come for the step alone find activations and logits gone.
-    parts |= working if sum(working.values()) >= stepping else {"moments, for a step": stepping}
-    return {name: size / _GIB for name, size in parts.items() if size}

@@ -99,8 +99,11 @@ class LearnerConfig:
     """Precision of the LM head's results where less is computed in: ``float32`` writes logits as they are summed,
     ``model`` rounds them (bfloat16: a logit of 20 by up to 0.06). ``auto`` is ``float32`` on a GPU, where it saves a
     copy of the logits, and ``model`` on a CPU, where it costs a tenth of a step. ``rollout.engine`` has the same."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass: activation memory falls, compute rises by about a third."""
+    gradient_checkpointing: bool | int | Literal["auto"] = "auto"
+    """Layers that are computed again in the backward pass and keep their input alone until then: all (true: activation
+    memory falls, compute rises by about a third), none, or so many from the first. ``auto`` is as few as the memory of
+    a GPU needs by the plan (``cluster.gpu_memory_gib``; ``dry_run`` says how many), on a CPU none. Results are the
+    same."""
     shard_ranks: int | None = None
     """Ranks that one copy of the weights is sharded over; other ranks hold further copies. Null is all of them."""
     sequence_ranks: int = 1
@@ -118,6 +121,13 @@ class LearnerConfig:
     max_skipped_steps: int = 3
     """Steps in a row that a non-finite loss or gradient may skip; one more raises ``NonFiniteError``."""
 
+    def recomputed(self, layers: int) -> int:
+        """How many of so many layers are computed again, the first ones. Raises ValueError while that is ``auto``."""
+        told = self.gradient_checkpointing
+        if isinstance(told, str):
+            raise ValueError("gradient_checkpointing=auto has to become a number first")
+        return layers if told is True else min(int(told), layers)
+
     @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence that fits a micro-batch, of all ranks that share it."""
@@ -126,4 +136,4 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "max_tokens_per_microbatch", "updates_per_batch", "max_logits_mib", "sequence_ranks")
         at_least(self, 1, "shard_ranks")
-        at_least(self, 0, "max_skipped_steps")
+        at_least(self, 0, "max_skipped_steps", *["gradient_checkpointing"] * (self.gradient_checkpointing != "auto"))

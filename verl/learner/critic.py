@@ -27,7 +27,7 @@ from verl.learner.distributed import Layout
 from verl.learner.engine import Engine, parts_of
 from verl.learner.export import copy_policy
 from verl.learner.flops import FlopsModel
-from verl.learner.loading import load_value_model
+from verl.learner.loading import load_value_model, recompute_layers
 from verl.learner.metrics import combine_steps
 from verl.learner.model import PolicyModel
 from verl.learner.phase import Phase
@@ -51,6 +51,10 @@ class Critic:
     def _start(self, phase: Phase) -> None:
         self._updates_per_batch = phase.updates_per_batch
         self._engine.begin_phase(self._config.optimizer, phase.optimizer_steps)
+
+    def recompute_layers(self, count: int) -> None:
+        """See ``loading.recompute_layers``."""
+        recompute_layers(self._model.lm, count)
 
     def advantages(
         self, samples: Sequence[TrainingSample], config: AdvantageConfig

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from verl.errors import UserError
 from verl.learner.config import LearnerConfig
+from verl.learner.memory import CONTEXT_BYTES, MARGIN
 
 _TIMEOUT = timedelta(minutes=10)
 
@@ -104,6 +105,15 @@ def make_layout(config: LearnerConfig) -> Layout:
         sequence_ranks=sequence,
         sequence_group=group,
     )
+
+
+def card_room(layout: Layout) -> int | None:
+    """Bytes that a rank may take of the smallest card of all, a margin left; None on a CPU. Collective."""
+    if layout.device.type != "cuda":
+        return None
+    size = torch.tensor(torch.cuda.get_device_properties(layout.device).total_memory, device=layout.device)
+    dist.all_reduce(size, op=dist.ReduceOp.MIN)
+    return int(size.item() * (1 - MARGIN)) - CONTEXT_BYTES
 
 
 def reduce_over_ranks(metrics: Mapping[str, Sequence[torch.Tensor]], layout: Layout) -> dict[str, float]:

@@ -26,15 +26,17 @@ from verl.learner.adapter import adapters, saved_name
 from verl.learner.background import BackgroundWriter
 from verl.learner.config import LearnerConfig
 from verl.learner.critic import Critic
-from verl.learner.distributed import make_layout
+from verl.learner.distributed import card_room, make_layout
 from verl.learner.engine import Engine
 from verl.learner.flops import FlopsModel
-from verl.learner.loading import load_policy
-from verl.learner.parts import VISION
+from verl.learner.loading import load_policy, recompute_layers
+from verl.learner.memory import layers_to_recompute
+from verl.learner.parts import VISION, decoder_of
 from verl.learner.phase import Phase, Weights
 from verl.learner.reference import Reference
 from verl.learner.scoring import Scorer
 from verl.learner.training import PolicyTraining
+from verl.model_shape import read_shape
 from verl.trajectory import FloatArray
 
 _POLICY, _CRITIC, _STILL = "policy", "critic", "still"
@@ -50,7 +52,7 @@ class Learner:
         torch.manual_seed(seed)
         self.config = config
         self._model_path = Path(model_path)
-        layout = make_layout(config)
+        self._layout = layout = make_layout(config)
         self.model = load_policy(self._model_path, config, layout)
         self._flops = FlopsModel.of(self.model.lm)
         self._engine = Engine(self.model, self._flops, config, layout, rejected_folder)
@@ -89,7 +91,20 @@ class Learner:
         self._scorer.forget()
         self._engine.train_only(self._part(phase.trained))
         self._critic = self._make_critic() if phase.has_critic else None
+        layers = self._layers_to_recompute(phase)
+        recompute_layers(self.model.lm, layers)
+        if self._critic is not None:
+            self._critic.recompute_layers(layers)
         return phase
+
+    def _layers_to_recompute(self, phase: Phase) -> int:
+        """As told; where nobody has chosen, the fewest that the ranks' cards need in this phase. Collective."""
+        if self.config.gradient_checkpointing != "auto":
+            return self.config.recomputed(len(decoder_of(self.model.lm).layers))
+        if (room := card_room(self._layout)) is None:
+            return 0
+        shape = read_shape(str(self._model_path))
+        return layers_to_recompute(self.config, shape, [phase], self._layout.mesh.size(), room)
 
     def _part(self, part: Weights) -> dict[str, DTensor]:
         """The policy's weights of that part; what sees pictures is in none."""

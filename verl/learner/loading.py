@@ -124,9 +124,19 @@ def _empty_lm(hf_config: PreTrainedConfig, config: LearnerConfig, dtype: str | N
         )
     lm.tie_weights()  # making each weight empty also made tied weights two
     lm.train()
-    if config.gradient_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
     return lm
+
+
+def recompute_layers(lm: PreTrainedModel, count: int) -> None:
+    """From now on the first ``count`` decoder layers keep their input alone, and compute again on the way back.
+
+    Random state is put back for that only where something draws; attention's dropout is refused elsewhere.
+    """
+    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in lm.modules())
+    if count:
+        lm.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
+    for place, layer in enumerate(decoder_of(lm).layers):
+        layer.gradient_checkpointing = place < count
 
 
 def _shard(model: PackedModel, config: LearnerConfig, layout: Layout) -> None:

@@ -1,6 +1,7 @@
 """One run, one folder: everything a run leaves, and everything a killed run needs to go on.
 
     config.yaml  metrics.jsonl  summary.json  curves.png  logs/
+    recomputed.json                  how many layers the learner computes again, where the plan has chosen it
     trajectories/<stage>_<step>.jsonl.gz
     trained.jsonl                    which groups each step took, and how old their tokens were
     checkpoints/step_<n>/            written under another name, then renamed: a folder of this name is complete
@@ -31,6 +32,8 @@ from verl.rollout.episodes import ENDING, Episode, read_episodes, write_episodes
 from verl.trainer.integrity import SEAL, find_damage, make_seal
 from verl.trajectory import Trajectory
 
+RECOMPUTED = "recomputed.json"
+"""How many layers a resumed run has to compute again."""
 FULL_BYTES = 16 << 20
 """Below this a disk counts as full: an error then is most likely its consequence, whatever it calls itself."""
 
@@ -64,7 +67,7 @@ class RunFolder:
                     "choose another run_dir, or write fresh=true to delete it; trainer.steps alone may grow"
                 )
             else:  # a start that failed: a mistake that was mended must not need another folder
-                for name in ("retriever.json", "wandb_id"):
+                for name in ("retriever.json", RECOMPUTED, "wandb_id"):
                     (path / name).unlink(missing_ok=True)
         for directory in (path, *folder._parts):
             directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,7 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is anything of a run here, besides its configuration and the logs of its start."""
         results = (self.metrics, *self.path.glob("*.json"), *self.trajectories.glob("*"), *self.checkpoints.glob("*"))
-        return any(path.exists() and path.name not in ("driver.json", "retriever.json") for path in results)
+        return any(path.exists() and path.name not in ("driver.json", "retriever.json", RECOMPUTED) for path in results)
 
     # -- small files --
 

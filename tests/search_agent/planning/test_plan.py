@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from search_agent.config import RunConfig
 from search_agent.console.command import load_config
 from search_agent.planning import sizes
 from search_agent.planning.plan import make_plan
+from search_agent.train import settle_layers
 from verl.errors import UserError, refuse
 from verl.model_shape import ModelShape, read_shape
+from verl.trainer.run_folder import RECOMPUTED, RunFolder
 
 # Easy to count: one layer of 4 x 4 x 4 attention, no embeddings to speak of.
 TOY = ModelShape(hidden=4, layers=1, heads=2, kv_heads=2, ffn=8, vocabulary=2, tied=True)
@@ -114,12 +118,51 @@ def test_ranks_and_workers_that_share_gpus_come_in_pairs() -> None:
 
 
 def test_an_engine_that_sleeps_need_not_fit_beside_a_learner_at_work() -> None:
-    shape = read_shape("Qwen/Qwen2.5-3B")  # 124 GiB while it works, 34 GiB of them between steps
+    shape = read_shape("Qwen/Qwen2.5-3B")  # 101 GiB while it works, 34 GiB of them between steps
     shared = ("rollout.engine.dtype=bfloat16", "cluster.placement=shared", "cluster.gpus_per_process=0.5")
-    gpu = (*shared, "cluster.gpu_memory_gib=130")
+    gpu = (*shared, "cluster.gpu_memory_gib=130", "learner.gradient_checkpointing=false")
     assert not problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.5")
     (line,) = problems(shape, *gpu, "rollout.engine.gpu_memory_share=0.75")
-    assert "a learner rank needs 124.3 GiB, and 34.5 GiB beside an engine of 97.5 GiB" in line
+    assert "a learner rank needs 100.8 GiB, and 34.5 GiB beside an engine of 97.5 GiB" in line
+
+
+def test_as_few_layers_are_recomputed_as_memory_needs() -> None:
+    shape = read_shape("Qwen/Qwen2.5-7B")
+    node = ("cluster.gpus_per_process=1", "cluster.learner_ranks=8", "learner.compute_dtype=bfloat16")
+    pack = ("rollout.engine.dtype=bfloat16", "learner.max_tokens_per_microbatch=16384")
+
+    def row(*more: str) -> str:
+        return dict(make_plan(config(*node, *pack, *more), shape).sections["memory"])["learner rank: recomputes"]
+
+    assert row("cluster.gpu_memory_gib=80") == "4 of 28 layers: 69 of 80 GiB"
+    assert row("cluster.gpu_memory_gib=141") == "0 of 28 layers: 76 of 141 GiB"
+    assert row("learner.gradient_checkpointing=true").startswith("28 of 28 layers: ")
+    assert row("learner.gradient_checkpointing=false").startswith("0 of 28 layers: ")
+    # An engine asleep on the card keeps a context and 3 GiB besides: 66.5 GiB are left of 70.25.
+    shared = ("cluster.placement=shared", "cluster.gpus_per_process=0.5", "rollout.workers=8")
+    assert row(*shared) == "6 of 28 layers: 65 of 80 GiB"
+    assert row("cluster.gpus_per_process=0") == "0 of 28 layers"
+
+
+def test_what_does_not_fit_is_told_to_recompute_where_it_does_not() -> None:
+    shape, gpu = read_shape("Qwen/Qwen2.5-7B"), ("cluster.gpus_per_process=1", "rollout.engine.dtype=bfloat16")
+    for told, advised in (("auto", False), ("true", False), ("false", True), ("1", True)):
+        lines = problems(shape, *gpu, f"learner.gradient_checkpointing={told}")
+        assert any("or set learner.gradient_checkpointing=auto" in line for line in lines) == advised, told
+
+
+def test_a_resumed_run_recomputes_as_many_layers_as_it_began_with(tmp_path: Path) -> None:
+    folder, gpu = RunFolder(tmp_path), ("cluster.gpus_per_process=1", "cluster.gpu_memory_gib=40")
+    model = "Qwen/Qwen2.5-1.5B"
+    chosen = settle_layers(config(*gpu), model, folder).learner.gradient_checkpointing
+    assert chosen == sizes.learner_config(config(*gpu), read_shape(model)).gradient_checkpointing
+    assert chosen in range(1, 28)
+    assert not folder.begun  # so that another setting may be tried after a start that failed
+    folder.write_json(RECOMPUTED, {"layers": 28})
+    assert settle_layers(config(*gpu), model, folder).learner.gradient_checkpointing == 28
+    told = config(*gpu, "learner.gradient_checkpointing=true")
+    assert settle_layers(told, model, folder) is told
+    assert settle_layers(config(), model, folder) == config()  # on a CPU every rank keeps all
 
 
 def test_all_problems_are_told_at_once() -> None:

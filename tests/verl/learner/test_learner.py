@@ -12,13 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from verl.algorithms.config import GuardConfig, LossConfig
+from verl.algorithms.config import AdvantageConfig, GuardConfig, LossConfig
 from verl.data.samples import TrainingSample
 from verl.errors import UserError
-from verl.learner.config import LearnerConfig, OptimizerConfig
+from verl.learner.config import LearnerConfig, LoraConfig, OptimizerConfig
 from verl.learner.learner import Learner
+from verl.learner.memory import taken_bytes
+from verl.learner.model import PackedModel
 from verl.learner.nonfinite import NonFiniteError
+from verl.learner.parts import decoder_of
 from verl.learner.phase import Phase
+from verl.model_shape import read_shape
 
 MakeSamples = Callable[..., list[TrainingSample]]
 EXACT = LearnerConfig(parameter_dtype="float64", compute_dtype="float64")
@@ -89,6 +93,51 @@ def test_recomputed_layers_and_chunked_logits_give_the_same_step(model_folder: P
     plain = started(model_folder).update(make_samples(6))
     thrifty = started(model_folder, replace(EXACT, gradient_checkpointing=True)).update(make_samples(6))
     assert thrifty["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-9)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["all", "lora"])
+def test_any_number_of_recomputed_layers_gives_the_same_weights_bit_for_bit(
+    lora: LoraConfig | None, model_folder: Path, make_samples: MakeSamples
+) -> None:
+    def trained(recomputed: Literal["auto"] | int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        config = LearnerConfig(gradient_checkpointing=recomputed, lora=lora, max_tokens_per_microbatch=64)
+        learner = started(model_folder, config)
+        metrics = [learner.update(make_samples(8, seed)) for seed in range(3)]
+        return metrics[-1], {name: weight.clone() for name, weight in learner.named_weights()}
+
+    metrics, expected = trained("auto")  # on a CPU none
+    for recomputed in (False, 0, 1, 2, True):
+        ours = trained(recomputed)
+        assert ours[0] == metrics
+        assert all(torch.equal(ours[1][name], weight) for name, weight in expected.items())
+
+
+def recomputing(model: PackedModel) -> list[bool]:
+    return [layer.gradient_checkpointing for layer in decoder_of(model.lm).layers]
+
+
+def test_a_rank_without_a_plan_recomputes_what_its_card_needs_in_each_phase(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LearnerConfig(max_tokens_per_microbatch=1 << 16, max_logits_mib=1)
+    plain = Phase(batches=2)
+    ppo = replace(plain, advantage=AdvantageConfig(name="gae"))
+    shape = read_shape(str(model_folder))
+
+    def most(phase: Phase, layers: int) -> int:
+        told = replace(config, gradient_checkpointing=layers)
+        return sum(taken_bytes(told, shape, phase, 1, on_gpu=True).values())
+
+    monkeypatch.setattr("verl.learner.learner.card_room", lambda layout: most(plain, 0))
+    assert most(ppo, 0) > most(plain, 0) > most(ppo, 1)
+    learner = Learner(model_folder, config, seed=0)
+    learner.begin_phase(plain)
+    assert recomputing(learner.model) == [False, False]
+    learner.begin_phase(ppo)
+    assert learner._critic is not None
+    assert recomputing(learner.model) == recomputing(learner._critic._model) == [True, False]
+    learner.begin_phase(plain)
+    assert recomputing(learner.model) == [False, False]
 
 
 def kept_bytes(learner: Learner, samples: list[TrainingSample]) -> int:

@@ -93,7 +93,7 @@ EXACT = (*FLOAT64, "learner.max_tokens_per_microbatch=40")
 @pytest.mark.parametrize(
     ("ranks", "split"),
     [
-        (2, ()),
+        (2, ("learner.gradient_checkpointing=1",)),
         (2, ("learner.sequence_ranks=2", "loss.name=gspo", "loss.entropy_coefficient=0.01")),
         pytest.param(2, ("learner.shard_ranks=1",), marks=pytest.mark.slow),
         pytest.param(4, ("learner.shard_ranks=2", "learner.sequence_ranks=2"), marks=pytest.mark.slow),
