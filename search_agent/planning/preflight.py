@@ -8,9 +8,9 @@ from search_agent.config import RunConfig
 from search_agent.manifests import address_faults
 from search_agent.planning.model_folder import model_faults
 from search_agent.planning.plan import gpus_needed, make_plan
-from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
+from search_agent.planning.resources import check_card, check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.planning.sizes import disk_gib, machine_gib, shared_memory_gib
-from verl.cluster.capacity import engine_needs_gpus, local_gpus
+from verl.cluster.capacity import engine_needs_gpus, largest_gpu_gib, local_gpus
 from verl.cluster.config import ClusterConfig
 from verl.cluster.processes import available_memory_gib
 from verl.cluster.ray_runtime import path_faults
@@ -39,6 +39,7 @@ def machine_faults(config: RunConfig, path: Path) -> list[str]:
     alone = config.cluster.address == "local"
     if alone:
         faults += check_gpus(gpus_needed(config), local_gpus()) or build_faults(config.cluster, engine_needs_gpus())
+        faults += check_card(config.cluster.gpu_memory_gib, largest_gpu_gib() if gpus_needed(config) else None)
     shape = known_shape(config)
     faults += check_disk(disk_gib(config, shape) if shape is not None else 0.0, path)
     if shape is not None and (alone or not config.cluster.gpus_per_process):

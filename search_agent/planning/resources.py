@@ -10,6 +10,9 @@ from pathlib import Path
 _RAY_INSISTS_GIB = 1e10 / 2**30
 """An object store above this must find room in shared memory; a smaller one goes to disk where it does not."""
 
+_SOLD_BY = 0.9
+"""A card reports a little less than the size that it is sold by."""
+
 
 def check_gpus(needed: float, present: int | None) -> list[str]:
     """A fault if a run on this machine alone claims more GPUs than it has; none if they cannot be counted."""
@@ -18,6 +21,16 @@ def check_gpus(needed: float, present: int | None) -> list[str]:
     return [
         f"the run takes {needed:g} GPUs and this machine has {present}: run it where they are, write cluster.address= "
         "of a Ray cluster, or see what it would start with dry_run=true"
+    ]
+
+
+def check_card(planned_gib: float, present_gib: float | None) -> list[str]:
+    """A fault if the plan is for larger GPUs than there are: what fits on paper would run out of memory at night."""
+    if present_gib is None or present_gib >= planned_gib * _SOLD_BY:
+        return []
+    return [
+        f"cluster.gpu_memory_gib={planned_gib:g} and the GPUs of this machine have {present_gib:.0f} GiB: write "
+        f"cluster.gpu_memory_gib={present_gib:.0f}, by which the plan then checks what fits"
     ]
 
 

@@ -89,6 +89,8 @@ def _repeatable_kernels() -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # the log names what has no such kernel
+    # A kernel more for each tensor, against reads of what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class LearnerActor:

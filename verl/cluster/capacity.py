@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,16 @@ def local_gpus(devices: Iterable[Path] | None = None, visible: str | None = None
     count = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     return count if chosen is None else min(count, len([part for part in chosen.split(",") if part.strip()]))
+
+
+def largest_gpu_gib() -> float | None:
+    """Memory of this machine's largest NVIDIA GPU, as its driver reports it; None where nobody can say."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return max(int(line) for line in done.stdout.split()) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError):  # it is not there, or has no GPU, or says something else
+        return None
 
 
 def engine_needs_gpus() -> bool:

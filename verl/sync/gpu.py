@@ -76,6 +76,10 @@ class GpuTransport:
             sent = await learner.send(self._name, self._dtype, engines.processes(paused), self._ranks)
         except EngineDiedError as error:  # NCCL: those that live may wait in a broadcast for ever
             engines.replace(paused, error, "the transfer to its group broke off")
+        except InfrastructureError as error:  # the learner's own end, or an engine that cannot map what it was given
+            raise InfrastructureError(
+                f"rollout.engine.weight_transfer={self._name} does not work here, write shm: {error}"
+            ) from error
         else:
             took = await engines.on_all("commit_received", lambda actor: actor.commit_received.remote(version, sent))
         self._failed = 0 if took else self._failed + 1

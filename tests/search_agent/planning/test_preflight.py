@@ -19,7 +19,7 @@ from search_agent.config import RunConfig
 from search_agent.console.command import load_config
 from search_agent.manifests import RECORD, check_manifest, check_retriever, read_manifests
 from search_agent.planning.preflight import build_faults, check_start, config_faults, machine_faults, transfer_faults
-from search_agent.planning.resources import check_disk, check_gpus, check_memory, check_shared_memory
+from search_agent.planning.resources import check_card, check_disk, check_gpus, check_memory, check_shared_memory
 from search_agent.retrieval.config import ServerConfig
 from verl.cluster import capacity
 from verl.cluster.capacity import local_gpus
@@ -242,6 +242,24 @@ def test_gpus_are_counted_by_their_device_files() -> None:
     assert local_gpus(devices, "1") == 1
     assert local_gpus(devices, "") == 0
     assert local_gpus([Path("/dev/dxg")], "") is None
+
+
+def test_smaller_gpus_than_the_plan_is_for_are_refused() -> None:
+    assert check_card(80, 79.6) == check_card(24, 22.5) == check_card(80, 140) == check_card(80, None) == []
+    [line] = check_card(80, 39.6)
+    assert line.startswith("cluster.gpu_memory_gib=80 and the GPUs of this machine have 40 GiB: write ")
+
+
+@pytest.mark.parametrize(("says", "gib"), [("24576\n40960\n", 40.0), ("No devices were found\n", None), ("", None)])
+def test_the_driver_says_how_large_the_largest_gpu_is(
+    says: str, gib: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert capacity.largest_gpu_gib() is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{says.encode('unicode_escape').decode()}'\n")
+    tool.chmod(0o755)
+    assert capacity.largest_gpu_gib() == gib
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -70,8 +70,11 @@ def test_repeatable_kernels_are_asked_for_on_a_gpu_and_where_told(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, **_: asked.append(on))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     start(device, deterministic=deterministic)
-    assert asked == [True] * (device == "cuda" and deterministic)
+    asks = device == "cuda" and deterministic
+    assert asked == [True] * asks
+    assert torch.utils.deterministic.fill_uninitialized_memory != asks  # type: ignore[attr-defined]
 
 
 def test_ranks_of_several_machines_meet_where_the_cluster_knows_them_unless_told_otherwise(

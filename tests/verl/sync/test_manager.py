@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from verl.errors import EngineDiedError
+from verl.errors import EngineDiedError, InfrastructureError
 from verl.rollout.engine_config import EngineConfig
 from verl.sync import Sent, WeightUpdate
 from verl.sync.canary import Canary
@@ -200,3 +200,15 @@ async def test_a_transfer_that_failed_once_is_tried_again(caplog: pytest.LogCapt
         await manager.push(version)
     assert [version for version, _ in fakes.committed] == [1, 3]
     assert (fakes.loaded, caplog.text) == ([], "")
+
+
+@pytest.mark.parametrize("way", ["ipc", "nccl"])
+async def test_a_learner_that_cannot_share_its_memory_says_which_key_to_change(
+    monkeypatch: pytest.MonkeyPatch, way: Any
+) -> None:
+    async def send(self: Fakes, *arguments: Any) -> Sent:
+        raise InfrastructureError("learner send: RuntimeError: CUDA error: operation not supported")
+
+    monkeypatch.setattr(Fakes, "send", send)
+    with pytest.raises(InfrastructureError, match=f"weight_transfer={way} does not work here, write shm: learner"):
+        await Fakes().manager(weight_transfer=way, dtype="bfloat16").push(1)
