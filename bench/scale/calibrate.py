@@ -123,6 +123,7 @@ def main() -> None:
     from bench.gpu import card, model
     from bench.gpu.engine import ON_CARD as SETTINGS
     from bench.rollout.model import write
+    from bench.scale.rates import number
     from verl.model_shape import read_shape
     from verl.rollout.engine import EngineConfig, VllmEngine
 
@@ -140,8 +141,9 @@ def main() -> None:
             return rates(found, tokens, many)
 
         found = asyncio.run(measure())
-    print(f"  parameters: {shape.parameters:.1f}\n  step_s: {found.step_s:.3g}\n  request_s: {found.request_s:.3g}")
-    print(f"  read_s: {found.prefill_s:.3g}")
+    print(f"  parameters: {shape.parameters:.1f}")
+    for key, value in (("step_s", found.step_s), ("request_s", found.request_s), ("read_s", found.prefill_s)):
+        print(f"  {key}: {number(value)}")
 
 
 if __name__ == "__main__":

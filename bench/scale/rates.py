@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 def as_row(found: Mapping[str, float], at: Mapping[str, Any]) -> str:
     """A block of the table, in three digits."""
-    short = {key: float(f"{value:.3g}") for key, value in found.items()}
+    short = {key: number(value) for key, value in found.items()}
     return (
         f"- card: CPU\n"
         f'  date: "{datetime.now(UTC):%Y-%m-%d}"\n'
@@ -63,6 +63,11 @@ def as_row(found: Mapping[str, float], at: Mapping[str, Any]) -> str:
         f"  sync_gib_per_s: {{shm: {short['shm']}}}\n"
         f"  push_s: {short['push_s']}\n"
     )
+
+
+def number(value: float) -> str:
+    """In three digits, and as YAML reads a number: to it ``9e-06`` is a word."""
+    return str(yaml.safe_dump(float(f"{value:.3g}"))).split()[0]
 
 
 def replaced(table: str, row: str) -> str:

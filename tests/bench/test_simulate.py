@@ -140,13 +140,15 @@ def _trajectory(task: str, sample: int) -> Trajectory:
 
 def test_a_measured_row_takes_the_place_of_its_card_alone_and_is_read_back(tmp_path: Path) -> None:
     found = dict.fromkeys(("step_s", "request_s", "read_s", "turn_s", "learn_tflops", "shm", "push_s"), 0.0012345)
-    row = as_row({**found, "parameters": 5e5}, {"commit": "797036155557", "cores": 2, "processor": "AMD: one's"})
+    row = as_row(
+        {**found, "read_s": 9e-6, "parameters": 5e5}, {"commit": "797036155557", "cores": 2, "processor": "AMD: one's"}
+    )
     table = tmp_path / "rates.yaml"
     table.write_text(replaced(replaced(TABLE.read_text(), row), row))
     before, after = read_rates(), read_rates(table)
     assert [rates for rates in after if rates.card != "CPU"] == [rates for rates in before if rates.card != "CPU"]
     [mine] = [rates for rates in after if rates.card == "CPU"]
-    assert (mine.turn_s, mine.push_s) == (0.00123, 0.00123)
+    assert (mine.read_s, mine.turn_s, mine.push_s) == (9e-6, 0.00123, 0.00123)
     assert (mine.parameters, mine.step_s, mine.sync_gib_per_s) == (5e5, 0.00123, {"shm": 0.00123})
     assert table.read_text().startswith("# Measured rates")
 
