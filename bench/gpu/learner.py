@@ -24,10 +24,10 @@ DEFAULT_CAP, SEQUENCES = LearnerConfig().max_tokens_per_microbatch, 24
 REACH = 0.45
 OFFLOADED = ", optimizer offloaded"
 VARIANTS = (
-    Variant("presets: packs of 16,384, checkpointing", DEFAULT_CAP, SEQUENCES, checkpointing=True),
+    Variant("presets: packs of 16,384", DEFAULT_CAP, SEQUENCES),
+    Variant("all layers recomputed", DEFAULT_CAP, SEQUENCES, recompute=True),
     Variant("packs of 4,096", 4096, SEQUENCES),
-    Variant("packs of 16,384", DEFAULT_CAP, SEQUENCES),
-    Variant("packs of 4,096, head chunks of 1 GiB", 4096, SEQUENCES, logits_mib=1024),
+    Variant("head chunks of 256 MiB", DEFAULT_CAP, SEQUENCES, logits_mib=256),
     Variant("packs of 4,096" + OFFLOADED, 4096, SEQUENCES, offload="optimizer"),
 )
 """The first is judged: it is what the recipes for GPUs run with."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench.harness import ROOT
 
@@ -28,9 +28,11 @@ class Variant:
     sequences: int
     """Of each rank, log-normal lengths."""
     compute_dtype: str = "bfloat16"
-    checkpointing: bool = False
+    recompute: bool | Literal["auto"] = "auto"
+    """Layers, for the backward pass; as few as the card needs, as in the presets."""
     offload: str = "none"
-    logits_mib: int = 256
+    logits_mib: int = 4096
+    """As in the presets."""
     steps: int = 4
     """Two warm up."""
 
@@ -103,7 +105,7 @@ def measure(variant: Variant, model: Path, device: str) -> dict[str, Any]:
     config = LearnerConfig(
         max_tokens_per_microbatch=variant.cap,
         compute_dtype=variant.compute_dtype,  # type: ignore[arg-type]
-        gradient_checkpointing=variant.checkpointing,
+        gradient_checkpointing=variant.recompute,
         offload=variant.offload,  # type: ignore[arg-type]
         max_logits_mib=variant.logits_mib,
     )

@@ -61,11 +61,16 @@ class _NormForward:
 
 
 class _Norm(torch.autograd.Function):
-    """``x / rms(x) * weight`` over the last dimension, computed in float32 or better and rounded once."""
+    """``x / rms(x) * weight`` over the last dimension, computed in float32 or better."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        out, scale = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, epsilon)
+        if has_kernels(x):
+            from verl.learner import kernels
+
+            out, scale = kernels.norm(x, weight, epsilon)
+        else:
+            out, scale = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return out
 

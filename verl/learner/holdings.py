@@ -12,9 +12,9 @@ from verl.learner.config import LearnerConfig
 from verl.learner.phase import Phase, Weights
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-BLOCK_MIB = {"cpu": 4, "cuda": 64}
-"""Logits are turned into softmax and sums this much at a time: on CPU a block then stays in the cache over all passes.
-"""
+BLOCK_MIB = 4
+"""Logits are turned into softmax and sums this much at a time where no kernel does it in one pass: a block then stays
+in a CPU's cache over all passes."""
 _MOMENTS = 2
 
 
@@ -94,8 +94,8 @@ def logits_bytes(config: LearnerConfig, vocabulary: int, *, on_gpu: bool) -> int
     copy = half if half < full else 0
     rows = min(config.max_tokens_per_microbatch, max(1, (config.max_logits_mib << 20) // (vocabulary * (full + copy))))
     logits = rows * vocabulary * full
-    block = BLOCK_MIB["cuda" if on_gpu else "cpu"] << 20
-    return logits + max(2 * min(logits, block), rows * vocabulary * copy)
+    blocks = 0 if on_gpu else 2 * min(logits, BLOCK_MIB << 20)
+    return logits + max(blocks, rows * vocabulary * copy)
 
 
 def checkpoint_bytes(config: LearnerConfig, phase: Phase, counts: Counts) -> dict[str, int]:

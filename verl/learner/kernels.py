@@ -1,8 +1,10 @@
 """Triton kernels for what is no matrix product: PyTorch's operators would read and write the same tensors many times.
 
-Each reads what it needs once and writes once, at the speed of a GPU's memory, and computes in float32 whatever it is
-given. On a CPU nobody calls them: there the same formulas stand in PyTorch's operators beside each use, and tests hold
-one against the other (Triton's interpreter runs them without a GPU).
+Each reads what it needs once and writes once, at the speed of a GPU's memory, and computes in float32. In half
+precision it rounds where the model's own code and vLLM's kernels do, also in between: rollout and learner are then off
+by the same roundings, and their log-probs nearer to each other than each of them to the exact ones. On a CPU nobody
+calls them: there the same formulas stand in PyTorch's operators beside each use, and tests hold one against the other
+(Triton's interpreter runs them without a GPU).
 """
 
 from __future__ import annotations
@@ -16,6 +18,15 @@ _BLOCK = 2048
 _COLUMNS = 4096
 _LOW = tl.constexpr(-1e30)
 """Below every logit, and finite: infinities make differences that are no number."""
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """``x / rms(x) * weight`` over the last dimension, and ``1 / rms(x)`` in float32, ``[..., 1]``."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    out, scale = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    _norm[(scale.numel(),)](x, weight, out, scale, width, epsilon, triton.next_power_of_2(width))
+    return out, scale
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> None:
@@ -80,6 +91,17 @@ def logits_gradient(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _norm(x, weight, out, scale, width, epsilon, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, place = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside = place < width
+    given = tl.load(x + row * width + place, mask=inside, other=0.0).to(tl.float32)
+    inverse = 1 / tl.sqrt(tl.sum(given * given, 0) / width + epsilon)
+    unit = (given * inverse).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * width + place, unit * tl.load(weight + place, mask=inside).to(tl.float32), mask=inside)
+    tl.store(scale + row, inverse)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _turn(x, cos, sin, x_stride, angle_stride, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
     token = tl.program_id(0).to(tl.int64)
     head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
@@ -92,8 +114,11 @@ def _turn(x, cos, sin, x_stride, angle_stride, heads, half, sign, HEADS: tl.cons
     cos_b = tl.load(cos + angle + half, mask=place < half).to(tl.float32)
     sin_a = tl.load(sin + angle, mask=place < half).to(tl.float32) * sign
     sin_b = tl.load(sin + angle + half, mask=place < half).to(tl.float32) * sign
-    tl.store(first, a * cos_a - b * sin_a, mask=inside)
-    tl.store(first + half, b * cos_b + a * sin_b, mask=inside)
+    kind = x.dtype.element_ty
+    left = (a * cos_a).to(kind).to(tl.float32) - (b * sin_a).to(kind).to(tl.float32)
+    right = (b * cos_b).to(kind).to(tl.float32) + (a * sin_b).to(kind).to(tl.float32)
+    tl.store(first, left, mask=inside)
+    tl.store(first + half, right, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -102,7 +127,8 @@ def _gated(gate, up, out, count, BLOCK: tl.constexpr):  # type: ignore[no-untype
     inside = place < count
     g = tl.load(gate + place, mask=inside).to(tl.float32)
     u = tl.load(up + place, mask=inside).to(tl.float32)
-    tl.store(out + place, g * tl.sigmoid(g) * u, mask=inside)
+    silu = (g * tl.sigmoid(g)).to(gate.dtype.element_ty).to(tl.float32)
+    tl.store(out + place, silu * u, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -113,8 +139,8 @@ def _gated_backward(grad, gate, up, grad_gate, grad_up, product, count, BLOCK: t
     g = tl.load(gate + place, mask=inside).to(tl.float32)
     u = tl.load(up + place, mask=inside).to(tl.float32)
     sigmoid = tl.sigmoid(g)
-    silu = g * sigmoid
-    tl.store(grad_gate + place, slope * u * (sigmoid + silu * (1 - sigmoid)), mask=inside)
+    tl.store(grad_gate + place, slope * u * (sigmoid + g * sigmoid * (1 - sigmoid)), mask=inside)
+    silu = (g * sigmoid).to(gate.dtype.element_ty).to(tl.float32)
     tl.store(grad_up + place, slope * silu, mask=inside)
     tl.store(product + place, silu * u, mask=inside)
 

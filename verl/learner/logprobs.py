@@ -199,7 +199,7 @@ def _parts(rows: int, size: int) -> list[slice]:
 
 def _blocks(z: Tensor) -> list[slice]:
     row_bytes = z.shape[1] * z.element_size()
-    return _parts(len(z), max(1, BLOCK_MIB.get(z.device.type, 64) * _MIB // row_bytes))
+    return _parts(len(z), max(1, BLOCK_MIB * _MIB // row_bytes))
 
 
 def _head(weight: Tensor, full: bool) -> Tensor:

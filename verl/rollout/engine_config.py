@@ -49,7 +49,8 @@ class EngineConfig:
     exactly the new policy's. ``keep`` goes on with the keys and values that older weights made, at no cost, for bounded
     staleness with a correction; later requests never find those. With ``placement=shared`` it is always ``refresh``."""
     enforce_eager: bool = True
-    """Run without compiled graphs. True on CPU (starts in seconds); False on GPUs for speed."""
+    """Launch every kernel anew. False on GPUs, where decoding then replays recorded graphs: an H200 took 7 ms a step of
+    256 requests, and 24 without. A CPU has none."""
     weight_transfer: Literal["shm", "ipc", "nccl"] = "shm"
     """How new weights arrive: ``shm`` is a memory-mapped file, on CPU and GPU. ``ipc`` (with ``placement=shared``; seen
     on one card) and ``nccl`` (with ``split``; never on cards) go from GPU to GPU, and by file if that fails twice."""

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 from transformers import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm
 
 from verl.learner import fused, gated, kernels, logprobs
 from verl.learner.attention import PACKED, AttentionLayout
@@ -43,6 +45,25 @@ def test_a_turn() -> None:
     angles = torch.rand(1, 5, 3).repeat(1, 1, 2)
     states = [torch.randn(1, heads, 5, 6) for heads in (3, 1)]
     assert_near(both(lambda q, k: fused.rotate(q, k, angles.cos().to(q.dtype), angles.sin().to(q.dtype)), states))
+
+
+def test_a_norm() -> None:
+    assert_near(both(lambda x, w: [fused._Norm.apply(x, w, 0.1)], [torch.randn(2, 5, 24), torch.rand(24)]))
+
+
+def test_half_precision_is_rounded_where_the_model_s_own_code_rounds() -> None:
+    """As in vLLM's kernels: otherwise rollout and learner drift apart, layer by layer."""
+    half = torch.float16  # the interpreter cuts bfloat16 off and does not round it
+    gate, up = (torch.randn(64, 48).to(half) * 3 for _ in range(2))
+    assert torch.equal(kernels.gated(gate, up), silu(gate) * up)
+    own = Qwen2RMSNorm(48, eps=1e-6).to(half)
+    own.weight.data.uniform_()
+    assert torch.equal(kernels.norm(gate, own.weight, 1e-6)[0], own(gate))
+    angles = torch.rand(1, 64, 4).repeat(1, 1, 2)
+    q, k = (torch.randn(1, heads, 64, 8).to(half) for heads in (4, 2))
+    expected = modeling_qwen2.apply_rotary_pos_emb(q, k, angles.cos().to(half), angles.sin().to(half))
+    ours = fused.rotate(q, k, angles.cos().to(half), angles.sin().to(half))
+    assert all(map(torch.equal, ours, expected))
 
 
 def test_a_gated_product_that_is_no_multiple_of_a_block() -> None:

@@ -175,3 +175,10 @@ def test_configuration_and_checks_import_nothing_heavy() -> None:
         "print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize(("eager", "on_cpu"), [(True, False), (False, True), (True, True), (False, False)])
+def test_graphs_are_recorded_of_the_engines_own_kernels_and_nothing_is_compiled(eager: bool, on_cpu: bool) -> None:
+    """What Inductor fuses rounds elsewhere than the learner does."""
+    told = engine_arguments("m", EngineConfig(enforce_eager=eager), seed=0, on_cpu=on_cpu).get("compilation_config")
+    assert told == (None if eager or on_cpu else {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"})
