@@ -7,8 +7,9 @@
     learning = formula FLOPs of the episodes trained on / the learner's FLOP/s
     sync     = a push + bytes / the carrier's speed
 
-Times of another model than the measured one are scaled: the engine's by weights on a card, the learner's by formula
-FLOPs, the sync by bytes. Groups played again in place of dropped ones, evaluation, warm-up and start are left out.
+Times of another model than the measured one are scaled: the card's part of an engine's by weights on a card (the host's
+stays), the learner's by formula FLOPs, the sync by bytes. Groups played again in place of dropped ones, evaluation,
+warm-up and start are left out.
 """
 
 from __future__ import annotations
@@ -131,9 +132,11 @@ def _rollout_s(config: RunConfig, work: Work, rates: Rates, scale: float) -> flo
     steps = max(work.longest_tokens, written / min(episodes, engine.max_concurrent_requests))
     decoding = steps * rates.decode_s(written / steps)
     scale /= engine.tensor_parallel_size
-    working = scale * (decoding + episodes * work.read_tokens * rates.read_s) + episodes * work.turns * rates.turn_s
+    slower = max(rates.host_share, rates.device_share * scale)
+    reading = scale * episodes * work.read_tokens * rates.read_s
+    working = slower * decoding + reading + episodes * work.turns * rates.turn_s
     # Others are played while one waits; it cannot end before its own tokens and searches have.
-    return max(working, scale * work.longest_tokens * rates.decode_s(1) + work.wait_s)
+    return max(working, slower * work.longest_tokens * rates.decode_s(1) + work.wait_s)
 
 
 def steps_of(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

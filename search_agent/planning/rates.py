@@ -79,6 +79,10 @@ class Rates:
     """... and more for each request in it (s)."""
     requests: int | None = None
     """Where only one size was measured: the requests in it. More take longer in proportion."""
+    host_share: float = 0.0
+    """Of such a step, what the host takes (vLLM's scheduler), whatever the model ..."""
+    device_share: float = 1.0
+    """... and what the card takes, of the measured model: they work at the same time, and the longer one counts."""
     read_s: float = 0.0
     """For each token of a prompt or an observation that is read (s)."""
     turn_s: float = 0.0

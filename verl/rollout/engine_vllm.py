@@ -211,6 +211,7 @@ def _build(model_path: str, config: EngineConfig, seed: int, sleeps: bool) -> An
     if config.weight_transfer != "shm":  # a file is loaded by the worker's extension
         arguments["weight_transfer_config"] = WeightTransferConfig(backend=f"watched_{config.weight_transfer}")
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    gc.freeze()  # nor are the blocks of the cache, an object each
     if on_cpu:
         set_threads(config.threads)
         torch.set_num_threads = set_threads

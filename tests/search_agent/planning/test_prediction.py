@@ -107,6 +107,15 @@ def test_the_engine_steps_for_the_longest_episode_and_only_for_requests_that_are
     assert predict(config(), TOY, one_size).rollout_s == pytest.approx(10 * 0.5 * 20 / 16)
 
 
+def test_the_hosts_part_of_a_step_stays_and_the_cards_grows_with_the_model() -> None:
+    """Of a step of the measured model the host takes all, and the card half beside it."""
+    shared = replace(RATES, host_share=1.0, device_share=0.5)
+    steps, reading = 10 * (0.5 + 20 * 0.01), 400 * 0.001
+    for times, slower in ((1 / 5, 1.0), (1, 1.0), (3, 1.5)):
+        rates = replace(shared, parameters=TOY.parameters / times)
+        assert predict(config(), TOY, rates).rollout_s == pytest.approx(slower * steps + times * reading)
+
+
 def test_turns_take_their_time_on_each_engine_whatever_the_model() -> None:
     with_turns, larger = replace(RATES, turn_s=0.02), replace(RATES, turn_s=0.02, parameters=TOY.parameters / 3)
     tokens = predict(config(), TOY, RATES).parts["rollout"]
