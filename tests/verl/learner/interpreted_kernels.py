@@ -13,7 +13,7 @@ from transformers import Qwen2Config
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm
 
-from verl.learner import fused, gated, kernels, logprobs
+from verl.learner import fused, gated, joint, kernels, logprobs, rotary
 from verl.learner.attention import PACKED, AttentionLayout
 from verl.learner.logprobs import policy_logprobs
 
@@ -21,7 +21,7 @@ from verl.learner.logprobs import policy_logprobs
 @pytest.fixture(autouse=True)
 def taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are taken for all but float64."""
-    for module in (fused, gated, logprobs):
+    for module in (fused, gated, logprobs, rotary):
         monkeypatch.setattr(module, "has_kernels", lambda x: x.dtype != torch.float64)
 
 
@@ -44,7 +44,7 @@ def assert_near(pairs: Any) -> None:
 def test_a_turn() -> None:
     angles = torch.rand(1, 5, 3).repeat(1, 1, 2)
     states = [torch.randn(1, heads, 5, 6) for heads in (3, 1)]
-    assert_near(both(lambda q, k: fused.rotate(q, k, angles.cos().to(q.dtype), angles.sin().to(q.dtype)), states))
+    assert_near(both(lambda q, k: rotary.rotate(q, k, angles.cos().to(q.dtype), angles.sin().to(q.dtype)), states))
 
 
 def test_a_norm() -> None:
@@ -62,7 +62,7 @@ def test_half_precision_is_rounded_where_the_model_s_own_code_rounds() -> None:
     angles = torch.rand(1, 64, 4).repeat(1, 1, 2)
     q, k = (torch.randn(1, heads, 64, 8).to(half) for heads in (4, 2))
     expected = modeling_qwen2.apply_rotary_pos_emb(q, k, angles.cos().to(half), angles.sin().to(half))
-    ours = fused.rotate(q, k, angles.cos().to(half), angles.sin().to(half))
+    ours = rotary.rotate(q, k, angles.cos().to(half), angles.sin().to(half))
     assert all(map(torch.equal, ours, expected))
 
 
@@ -73,7 +73,7 @@ def test_a_gated_product_that_is_no_multiple_of_a_block() -> None:
 
 def test_joint_queries_keys_and_values() -> None:
     config = Qwen2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, attn_implementation=PACKED)
-    attention = fused._AttentionForward(Qwen2Attention(config, 0))
+    attention = joint.AttentionForward(Qwen2Attention(config, 0))
     angles, layout = torch.rand(1, 6, 4).repeat(1, 1, 2), AttentionLayout(torch.tensor([0, 4, 6]), (4, 2))
 
     def call(x: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from verl.learner import fused, gated
+from verl.learner import fused, gated, joint, rotary
 from verl.learner.attention import PACKED
 
 
@@ -33,10 +33,10 @@ def test_a_turn_and_its_gradient_are_those_of_the_formula() -> None:
     q, k = (torch.randn(1, heads, 5, 8, dtype=torch.float64, requires_grad=True) for heads in (2, 1))
 
     def turned(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return fused.rotate(q, k, angles.cos(), angles.sin())
+        return rotary.rotate(q, k, angles.cos(), angles.sin())
 
     assert torch.autograd.gradcheck(turned, (q, k))
-    assert fused._is_plain_rotary(modeling_qwen2.apply_rotary_pos_emb)
+    assert rotary.is_plain_rotary(modeling_qwen2.apply_rotary_pos_emb)
 
 
 def test_what_computes_something_else_is_left_alone() -> None:
@@ -47,7 +47,7 @@ def test_what_computes_something_else_is_left_alone() -> None:
     def other(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return q * cos[:, None] + q.flip(-1) * sin[:, None], k
 
-    assert not fused._is_plain_rotary(other)
+    assert not rotary.is_plain_rotary(other)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -59,8 +59,8 @@ def test_joint_queries_keys_and_values_have_the_gradients_of_the_formula(bias: b
         weights.append(torch.randn(heads * 4, 6, dtype=torch.float64, requires_grad=True))
         weights.append(torch.randn(heads * 4, dtype=torch.float64, requires_grad=True) if bias else None)
 
-    def joint(x: Tensor, *weights: Any) -> tuple[Tensor, ...]:
-        return fused._TurnedStates.apply(x, angles.cos(), angles.sin(), 4, *weights)
+    def together(x: Tensor, *weights: Any) -> tuple[Tensor, ...]:
+        return joint._TurnedStates.apply(x, angles.cos(), angles.sin(), 4, *weights)
 
     def apart(x: Tensor, *weights: Any) -> tuple[Tensor, ...]:
         pairs = zip(weights[::2], weights[1::2], strict=True)
@@ -68,19 +68,19 @@ def test_joint_queries_keys_and_values_have_the_gradients_of_the_formula(bias: b
         q, k = modeling_qwen2.apply_rotary_pos_emb(q, k, angles.cos(), angles.sin(), unsqueeze_dim=2)
         return q, k, v
 
-    torch.testing.assert_close(joint(x, *weights), apart(x, *weights))
-    assert torch.autograd.gradcheck(joint, (x, *weights))
+    torch.testing.assert_close(together(x, *weights), apart(x, *weights))
+    assert torch.autograd.gradcheck(together, (x, *weights))
 
 
 def test_attention_is_joined_where_it_gives_the_same() -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": PACKED}
     qwen2, llama = (kind(**sizes) for kind in (Qwen2Config, LlamaConfig))
-    assert fused._is_plain_attention(modeling_qwen2.Qwen2Attention(qwen2, 0))
-    assert fused._is_plain_attention(LlamaAttention(llama, 0))
-    assert not fused._is_plain_attention(Qwen3Attention(Qwen3Config(**sizes), 0))  # norms of queries and keys
+    assert joint.is_plain_attention(modeling_qwen2.Qwen2Attention(qwen2, 0))
+    assert joint.is_plain_attention(LlamaAttention(llama, 0))
+    assert not joint.is_plain_attention(Qwen3Attention(Qwen3Config(**sizes), 0))  # norms of queries and keys
     adapted = modeling_qwen2.Qwen2Attention(qwen2, 0)
     adapted.k_proj = nn.Sequential(adapted.k_proj)  # type: ignore[assignment]
-    assert not fused._is_plain_attention(adapted)
+    assert not joint.is_plain_attention(adapted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
