@@ -1,10 +1,10 @@
 """Triton kernels for what is no matrix product: PyTorch's operators would read and write the same tensors many times.
 
 Each reads what it needs once and writes once, at the speed of a GPU's memory, and computes in float32. In half
-precision it rounds where the model's own code and vLLM's kernels do, also in between: rollout and learner are then off
-by the same roundings, and their log-probs nearer to each other than each of them to the exact ones. On a CPU nobody
-calls them: there the same formulas stand in PyTorch's operators beside each use, and tests hold one against the other
-(Triton's interpreter runs them without a GPU).
+precision it rounds where vLLM's kernels do (a norm before its weight, a gate before its product, rotary embeddings at
+the end alone): rollout and learner are then off by the same roundings, and their log-probs nearer to each other than
+each of them to the exact ones. On a CPU nobody calls them: there the same formulas stand in PyTorch's operators beside
+each use, and tests hold one against the other (Triton's interpreter runs them without a GPU).
 """
 
 from __future__ import annotations
@@ -114,11 +114,8 @@ def _turn(x, cos, sin, x_stride, angle_stride, heads, half, sign, HEADS: tl.cons
     cos_b = tl.load(cos + angle + half, mask=place < half).to(tl.float32)
     sin_a = tl.load(sin + angle, mask=place < half).to(tl.float32) * sign
     sin_b = tl.load(sin + angle + half, mask=place < half).to(tl.float32) * sign
-    kind = x.dtype.element_ty
-    left = (a * cos_a).to(kind).to(tl.float32) - (b * sin_a).to(kind).to(tl.float32)
-    right = (b * cos_b).to(kind).to(tl.float32) + (a * sin_b).to(kind).to(tl.float32)
-    tl.store(first, left, mask=inside)
-    tl.store(first + half, right, mask=inside)
+    tl.store(first, a * cos_a - b * sin_a, mask=inside)
+    tl.store(first + half, b * cos_b + a * sin_b, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -51,8 +51,8 @@ def test_a_norm() -> None:
     assert_near(both(lambda x, w: [fused._Norm.apply(x, w, 0.1)], [torch.randn(2, 5, 24), torch.rand(24)]))
 
 
-def test_half_precision_is_rounded_where_the_model_s_own_code_rounds() -> None:
-    """As in vLLM's kernels: otherwise rollout and learner drift apart, layer by layer."""
+def test_half_precision_is_rounded_where_vllm_rounds() -> None:
+    """Otherwise rollout and learner drift apart, layer by layer: norms and gates as the model's own code has it."""
     half = torch.float16  # the interpreter cuts bfloat16 off and does not round it
     gate, up = (torch.randn(64, 48).to(half) * 3 for _ in range(2))
     assert torch.equal(kernels.gated(gate, up), silu(gate) * up)
@@ -61,9 +61,9 @@ def test_half_precision_is_rounded_where_the_model_s_own_code_rounds() -> None:
     assert torch.equal(kernels.norm(gate, own.weight, 1e-6)[0], own(gate))
     angles = torch.rand(1, 64, 4).repeat(1, 1, 2)
     q, k = (torch.randn(1, heads, 64, 8).to(half) for heads in (4, 2))
-    expected = modeling_qwen2.apply_rotary_pos_emb(q, k, angles.cos().to(half), angles.sin().to(half))
-    ours = rotary.rotate(q, k, angles.cos().to(half), angles.sin().to(half))
-    assert all(map(torch.equal, ours, expected))
+    cos, sin = angles.cos().to(half), angles.sin().to(half)
+    exact = modeling_qwen2.apply_rotary_pos_emb(q.float(), k.float(), cos.float(), sin.float())
+    assert all(map(torch.equal, rotary.rotate(q, k, cos, sin), (x.to(half) for x in exact)))
 
 
 def test_a_gated_product_that_is_no_multiple_of_a_block() -> None:
