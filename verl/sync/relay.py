@@ -177,7 +177,10 @@ class Relay:
         for file in files:
             if file.node == self._here:
                 release(file)
-        await _at_most([self._on(file.node).release.remote(file) for file in files if file.node != self._here])
+        await _at_most([self._release_at(file) for file in files if file.node != self._here])
+
+    async def _release_at(self, file: WeightUpdate) -> None:
+        await self._on(file.node).release.remote(file)
 
     async def _fetch(self, update: WeightUpdate, node: str) -> WeightUpdate:
         try:

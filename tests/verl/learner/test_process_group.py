@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -20,3 +21,9 @@ def test_a_rank_takes_its_device_before_it_joins_the_group(monkeypatch: pytest.M
     init_process(0, 1, "127.0.0.1", 0, device)
     own = torch.device("cuda", 0)
     assert calls == ([own, "highest", ("nccl", own)] if device == "cuda" else [("gloo", None)])
+
+
+def test_no_test_sees_a_card() -> None:
+    """Ranks would meet by NCCL, several on one card, as soon as there is one."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert torch.cuda.device_count() == 0

@@ -55,7 +55,6 @@ def run(ranks: int, model: Path, data: Path, *arguments: str) -> list[dict[str, 
     """What rank 0 prints, one dict an update. Fails with the ranks' errors if one fails."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    shared["CUDA_VISIBLE_DEVICES"] = ""  # several ranks on whatever machine: without its cards
     command = [sys.executable, "-m", "verl.learner", str(model), str(data), *arguments]
     processes = [
         subprocess.Popen(

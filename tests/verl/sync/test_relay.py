@@ -107,6 +107,13 @@ async def test_a_node_that_is_gone_holds_nobody_up(update: WeightUpdate, monkeyp
     ways = relay.Relay(lambda _: gone, here="head", has_died=lambda _: False, explain=lambda e: e)
     await asyncio.wait_for(ways.release(replace(update, node="gpus")), 5)
 
+    def ended(_: str) -> NodeActor:
+        raise RuntimeError("the cluster has ended")
+
+    await relay.Relay(ended, here="head", has_died=lambda _: False, explain=lambda e: e).release(
+        replace(update, node="gpus")
+    )
+
 
 def test_a_dead_runs_folder_is_removed_by_the_next_run_and_a_living_ones_is_not(tmp_path: Path) -> None:
     code = (
