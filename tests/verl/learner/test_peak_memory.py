@@ -20,7 +20,8 @@ from verl.learner.config import LearnerConfig, LoraConfig
 from verl.learner.holdings import BYTES, holdings, logits_bytes
 from verl.learner.learner import Learner
 from verl.learner.logprobs import policy_logprobs
-from verl.learner.memory import counts_of, kept_bytes, working_bytes
+from verl.learner.memory import counts_of, kept_bytes, layer_bytes, working_bytes
+from verl.learner.parts import decoder_of
 from verl.learner.phase import Phase
 from verl.model_shape import ModelShape, read_shape
 
@@ -47,7 +48,12 @@ def taken(call: Callable[[], object]) -> tuple[int, int]:
 
 @pytest.fixture(scope="module", params=SHAPES, ids=[name.replace(" ", "-") for name in SHAPES])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape, folder = SHAPES[request.param], tmp_path_factory.mktemp("model")
+    folder = tmp_path_factory.mktemp("model")
+    write(SHAPES[request.param], folder)
+    return folder
+
+
+def write(shape: ModelShape, folder: Path) -> None:
     torch.manual_seed(0)
     Qwen2ForCausalLM(
         Qwen2Config(
@@ -60,7 +66,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             tie_word_embeddings=shape.tied,
         )
     ).save_pretrained(folder)
-    return folder
 
 
 def packs(count: int, vocabulary: int) -> list[TrainingSample]:
@@ -97,6 +102,20 @@ def test_the_plan_says_the_most_that_an_update_takes(model: Path, dtype: Any, re
     held = sum(part.held for part in parts)
     planned = sum(part.computing for part in parts) + sum(working_bytes(config, shape, on_gpu=False).values())
     assert held + planned == pytest.approx(held + most, rel=0.1)
+
+
+def test_the_last_layers_recomputed_instead_would_take_a_layer_more(tmp_path: Path) -> None:
+    shape = ModelShape(128, 6, 4, 2, 704, 300, True, head_dim=32)
+    write(shape, tmp_path)
+    config = replace(FULL, gradient_checkpointing=3)
+
+    def most(first: bool) -> int:
+        learner, _ = started(tmp_path, config)
+        for place, layer in enumerate(decoder_of(learner.model.lm).layers):
+            layer.gradient_checkpointing = (place < 3) == first
+        return taken(lambda: learner.update(packs(2, shape.vocabulary)))[0]
+
+    assert most(False) - most(True) == pytest.approx(layer_bytes(config, shape)[0], rel=0.1)
 
 
 @pytest.mark.parametrize("recomputed", RECOMPUTED)
