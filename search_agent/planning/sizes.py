@@ -21,8 +21,8 @@ _GIB = 2**30
 _REPORTED = 79 / 80
 """Of the size that a card is sold by, what it reports."""
 _ASLEEP_GIB = 3.0
-"""What an engine asleep on the learner's card keeps besides its context: graphs and buffers. Others have reported
-1.5 to 4; not measured here."""
+"""What an engine asleep on the learner's card keeps besides its context: graphs and buffers. 1.3 GiB, context and all,
+were seen on an H200 with a model of 1.5 B; others have reported 1.5 to 4."""
 
 
 def usable_gib(config: RunConfig) -> float:
