@@ -119,7 +119,8 @@ def of_card(card: str, name: str, load: Load) -> Rates:
     scale, passes = shape.parameters / row.parameters, 4  # forward, twice backward, and recomputed
     learn_s = passes * forward_flops(shape, tokens, written) / (row.learn_tflops * 1e12)
     sync_s = row.push_s + shape.parameters * BYTES["bfloat16"] / 2**30 / max(row.sync_gib_per_s.values())
-    return Rates(scale * row.step_s, scale * row.request_s, scale * row.read_s, learn_s, row.turn_s, sync_s)
+    slower = row.slower(scale)
+    return Rates(slower * row.step_s, slower * row.request_s, scale * row.read_s, learn_s, row.turn_s, sync_s)
 
 
 def fleets() -> dict[str, list[Outcome]]:

@@ -132,7 +132,7 @@ def _rollout_s(config: RunConfig, work: Work, rates: Rates, scale: float) -> flo
     steps = max(work.longest_tokens, written / min(episodes, engine.max_concurrent_requests))
     decoding = steps * rates.decode_s(written / steps)
     scale /= engine.tensor_parallel_size
-    slower = max(rates.host_share, rates.device_share * scale)
+    slower = rates.slower(scale)
     reading = scale * episodes * work.read_tokens * rates.read_s
     working = slower * decoding + reading + episodes * work.turns * rates.turn_s
     # Others are played while one waits; it cannot end before its own tokens and searches have.

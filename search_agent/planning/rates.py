@@ -101,6 +101,10 @@ class Rates:
         beyond = max(1.0, requests / self.requests) if self.requests else 1.0
         return (self.step_s + self.request_s * requests) * beyond
 
+    def slower(self, scale: float) -> float:
+        """How many times as long a decoding step takes where a card has so many times the measured model's weights."""
+        return max(self.host_share, self.device_share * scale)
+
 
 def read_rates(path: Path = TABLE) -> list[Rates]:
     """All rows; none where the table is not there (an installed package has no ``docs``)."""
