@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -243,10 +244,19 @@ def test_a_training_command_trains(arguments: str, tmp_path: Path, world: Path) 
     files = {name: f"data.{name}={world / f'{name}.jsonl'}" for name in ("train", "test", "traces", "corpus")}
     files["dev"] = f"data.dev={world / 'dev' / 'dev.jsonl'}"
     files["model"] = f"model={world / 'model'}"
+    if "warmup.loss.name=kto" in words:
+        files["traces"] = f"data.traces={labelled(world / 'traces.jsonl', tmp_path / 'labelled.jsonl')}"
     given = [next((new for new in files.values() if word.split("=")[0] == new.split("=")[0]), word) for word in words]
     short = [word for word in SHORT if not (word.startswith("warmup") and "warmup.steps=0" in words)]
     command_line("search_agent.train", [*given, *short, f"trainer.steps={steps}", f"run_dir={tmp_path / 'run'}"])
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def labelled(traces: Path, out: Path) -> Path:
+    """The traces, every second one undesirable."""
+    rows = [json.loads(line) for line in traces.read_text().splitlines()]
+    out.write_text("".join(json.dumps({**row, "label": number % 2 == 0}) + "\n" for number, row in enumerate(rows)))
+    return out
 
 
 @pytest.fixture(scope="module")
