@@ -7,6 +7,7 @@ What has no time left is left out and said.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bench.gpu import card, learner, loop, model, update
 from bench.gpu.engine import ON_CARD, PUSHES
 from bench.gpu.peer import EngineProcess, syncs
 from bench.harness import Figure
+from verl.learner.__main__ import own_card
 
 LEAST_S = {"learner": 25.0, "carrier": 25.0, "split": 45.0}
 SCALING_REACH = 0.9
@@ -47,7 +49,8 @@ def fsdp(folder: Path, quick: bool, clock: card.Clock) -> Iterator[Figure]:
 
 def carrier(folder: Path, quick: bool, clock: card.Clock) -> Iterator[Figure]:
     """Pushes to an engine on the second card; a wrong bit there raises."""
-    engine = EngineProcess(folder, replace(ON_CARD, weight_transfer="nccl", enforce_eager=True), card="1")
+    second = own_card(1, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    engine = EngineProcess(folder, replace(ON_CARD, weight_transfer="nccl", enforce_eager=True), card=second)
     try:
         seconds, gib = syncs(engine, "nccl", folder, "bfloat16", 3 if quick else PUSHES)
     finally:

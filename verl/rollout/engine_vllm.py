@@ -154,10 +154,14 @@ class VllmSteppable:
     def commit_received(self, version: int, sent: Sent) -> None:
         """Weights that came by ``transfer`` are ``version``. Raises InfrastructureError if they are not those sent."""
         for received in self._engine.collective_rpc("received_checksum"):
-            if received != sent.checksum:
-                raise InfrastructureError(
-                    f"weights version {version} arrived with checksum {received:08x}, {sent.checksum:08x} was sent"
-                )
+            if received == sent.checksum:
+                continue
+            what = f"weights version {version} arrived with checksum {received:08x}, {sent.checksum:08x} was sent"
+            try:
+                self._check_loaded(sent.sums, version, None)
+            except InfrastructureError as error:  # which names the tensor
+                raise InfrastructureError(f"{what}: {error}") from error
+            raise InfrastructureError(what)
         self._check_loaded(sent.sums, version, None)
         self.commit_version(version)
 
