@@ -16,6 +16,7 @@ from search_agent.console.transcript import transcript
 from search_agent.planning.prediction import against_measured, steps_of
 from search_agent.planning.preflight import known_shape
 from search_agent.planning.rates import read_rates
+from verl.errors import UserError
 from verl.tracking.jsonl import read_metrics
 from verl.trajectory import Trajectory
 
@@ -109,9 +110,13 @@ def closing_lines(summary: dict[str, Any], folder: RunFolder) -> Iterator[str]:
 def prediction_lines(folder: RunFolder, config: RunConfig) -> Iterator[str]:
     """What a step took, and what was to be expected, where the rates of its card are known."""
     shape = known_shape(config)
-    if shape is not None and (
-        told := against_measured(config, shape, steps_of(read_metrics(folder.metrics)), read_rates())
-    ):
+    try:
+        rates = read_rates()
+    except UserError as error:  # a table of another version, say: the run has ended well all the same
+        yield f"no step is predicted beside it: {error}"
+        return
+    told = against_measured(config, shape, steps_of(read_metrics(folder.metrics)), rates) if shape is not None else None
+    if told:
         yield told
 
 

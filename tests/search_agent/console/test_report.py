@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from search_agent.console import report
 from search_agent.console.command import load_config
-from search_agent.console.report import evaluation_table, pick_samples, print_report
+from search_agent.console.report import evaluation_table, pick_samples, prediction_lines, print_report
 from verl.data.tasks import Task
+from verl.errors import UserError
 from verl.rollout.episodes import Episode
 from verl.trainer.run_folder import RunFolder
 from verl.trajectory import Trajectory
@@ -90,3 +92,14 @@ def test_the_report_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "[red]answer[/red]" in out
     assert "bash cmd/eval.sh model=" in out
     assert (folder.path / "curves.png").stat().st_size > 0
+
+
+def test_rates_that_cannot_be_read_do_not_spoil_a_run_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_version() -> Any:
+        raise UserError("host_share: no such key")
+
+    monkeypatch.setattr(report, "read_rates", of_another_version)
+    [line] = prediction_lines(RunFolder.open(tmp_path / "run", "name: x\n", fresh=False), load_config([]))
+    assert "host_share: no such key" in line
