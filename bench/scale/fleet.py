@@ -116,7 +116,10 @@ def of_card(card: str, name: str, load: Load) -> Rates:
     assert row.learn_tflops is not None
     written = load.turns * load.turn_tokens
     tokens = load.prompt_tokens + (load.turns - 1) * load.observation_tokens + written
-    scale, passes = shape.parameters / row.parameters, 4  # forward, twice backward, and recomputed
+    scale, passes = (
+        shape.parameters / row.parameters,
+        3,
+    )  # forward and twice backward: the presets recompute nothing here
     learn_s = passes * forward_flops(shape, tokens, written) / (row.learn_tflops * 1e12)
     sync_s = row.push_s + shape.parameters * BYTES["bfloat16"] / 2**30 / max(row.sync_gib_per_s.values())
     slower = row.slower(scale)

@@ -36,7 +36,7 @@ def save_picture(figure: Any, axes: Any, path: Path) -> None:
     for one in axes:
         one.grid(alpha=0.3)
         if one.has_data():
-            for text in one.legend(loc="lower right", fontsize="small").get_texts():
+            for text in one.legend(loc="best", fontsize="small").get_texts():
                 text.set_parse_math(False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -75,6 +75,6 @@ def studies_page(status: int, raw: bytes) -> tuple[list[str], str | None]:
     except (orjson.JSONDecodeError, TypeError, KeyError) as error:
         raise InfrastructureError(f"ClinicalTrials.gov answers {status} without studies") from error
     token = reply.get("nextPageToken")
-    if status != 200 or not all(isinstance(one, str) for one in [*numbers, token or ""]):
+    if status != 200 or not all(isinstance(one, str) for one in [*numbers, "" if token is None else token]):
         raise InfrastructureError(f"ClinicalTrials.gov answers {status} with studies of another form")
     return numbers, token

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from search_agent.retrieval.backends import pubmed, trials
@@ -146,6 +146,7 @@ json_values = st.recursive(
 )
 
 
+@example({"esearchresult": None, "studies": [], "nextPageToken": []}, 200)
 @given(json_values, st.sampled_from([200, 400, 404, 500]))
 def test_whatever_a_service_says_is_ids_a_refusal_or_an_outage(reply: Any, status: int) -> None:
     try:
