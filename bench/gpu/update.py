@@ -67,6 +67,8 @@ def run(variant: Variant, model: Path, ranks: int = 1, *, timeout_s: float) -> d
         print(f"{variant.name}: failed, see above", flush=True)
         return None
     found: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
+    for kernel, milliseconds, times in found["slowest"]:
+        print(f"{milliseconds:9.2f} ms {times:6d} x  {kernel[:100]}")
     return found
 
 
@@ -120,7 +122,8 @@ def measure(variant: Variant, model: Path, device: str) -> dict[str, Any]:
         key: statistics.median(update[key] for update in updates[2:])
         for key in ("seconds", "tokens_per_second", "tflops_per_rank")
     }
-    found |= {"loss": updates[-1]["loss"], "launches": launches(learner, samples) if on_card else 0}
+    launched, slowest = profiled(learner, samples) if on_card else (0, [])
+    found |= {"loss": updates[-1]["loss"], "launches": launched, "slowest": slowest}
     predicted = predicted_gib(learner, phase, model, ranks) if on_card else (0.0, 0.0)
     return found | {
         "loaded_gib": loaded,
@@ -131,14 +134,18 @@ def measure(variant: Variant, model: Path, device: str) -> dict[str, Any]:
     }
 
 
-def launches(learner: Any, samples: Any) -> int:
-    """Kernels that one update launches, counted by the profiler."""
+def profiled(learner: Any, samples: Any, shown: int = 20) -> tuple[int, list[tuple[str, float, int]]]:
+    """How many kernels one update launches, and those that take longest: name, milliseconds in all, times."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         learner.update(samples, 1.0)
+    events = profiler.key_averages()
     names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
-    return sum(event.count for event in profiler.key_averages() if event.key in names)
+    kernels = [event for event in events if event.device_type.name == "CUDA"]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    slowest = [(event.key, event.self_device_time_total / 1e3, event.count) for event in kernels[:shown]]
+    return sum(event.count for event in events if event.key in names), slowest
 
 
 def predicted_gib(learner: Any, phase: Any, model: Path, ranks: int) -> tuple[float, float]:

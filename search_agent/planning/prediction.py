@@ -165,7 +165,7 @@ def as_recorded(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> RunCon
         "episode_tokens": tokens("tokens", written or 1),
         "longest_tokens": tokens("policy_tokens_max", written or 1),
         "turns": mean("turns"),
-        "wait_s": mean("wait_max_s"),
+        "wait_s": mean("seconds/longest_wait"),
         "trained_share": None if trained is None else min(1.0, trained / episodes),
     }
     told = {key: value for key, value in asdict(config.prediction).items() if value is not None}

@@ -43,7 +43,7 @@ from verl.trainer.run_folder import RunFolder
 from verl.trainer.saver import Saver
 from verl.trainer.shaping import Shaping
 from verl.trainer.state import Best, LoopState
-from verl.trainer.summary import summarize
+from verl.trainer.summary import longest_wait_s, summarize
 from verl.trainer.warmup import warm_up
 
 
@@ -206,6 +206,7 @@ class Controller:
         check_alive(groups)
         groups, refilled = await self._refill.complete(groups, state.step, state.budget_price)
         metrics = {**summarize(groups), **refilled, "seconds/rollout": clock.lap()}
+        metrics["seconds/longest_wait"] = longest_wait_s(groups)
         metrics |= self._observe(groups) if self._observe else {}
         async with self._pool.resting():
             samples, assigned = await self._assigner.samples(groups, state)

@@ -21,7 +21,6 @@ RESERVED = frozenset(
         "tokens",
         "calls",
         "empty_calls",
-        "wait_max_s",
     ]
 )
 """What ``summarize`` itself counts: no part of a reward may have such a name."""
@@ -29,7 +28,7 @@ RESERVED = frozenset(
 
 def summarize(groups: Sequence[Group]) -> dict[str, float]:
     """Means over usable episodes (``reward``, ``turns``, lengths; each reward part over those that have it), counts
-    over all of them, and what a step had to wait for: the longest episode and the longest wait of one for its calls."""
+    over all of them, and the length of the longest. No times: episodes played again have to give the same."""
     everyone = [trajectory for group in groups for trajectory in group.trajectories]
     usable = [trajectory for group in groups for trajectory in group.usable]
     result = {
@@ -57,8 +56,12 @@ def summarize(groups: Sequence[Group]) -> dict[str, float]:
     calls = [call for trajectory in usable for call in trajectory.calls]
     result["calls"] = len(calls) / len(usable)
     result["empty_calls"] = sum(not (call.results or call.facts) for call in calls) / max(1, len(calls))
-    result["wait_max_s"] = max(map(_wait_s, usable))
     return result
+
+
+def longest_wait_s(groups: Sequence[Group]) -> float:
+    """What the usable episode that waited the most for its calls waited for all of them (s)."""
+    return max((_wait_s(trajectory) for group in groups for trajectory in group.usable), default=0.0)
 
 
 def _wait_s(trajectory: Trajectory) -> float:

@@ -229,8 +229,8 @@ def test_lengths_are_those_that_a_run_has_had_unless_they_are_told() -> None:
 
 
 def test_a_runs_longest_episode_turns_wait_and_share_trained_on_are_taken_from_its_metrics() -> None:
-    seen = {"policy_tokens_max": 70.0, "turns": 2.5, "wait_max_s": 0.02, "trained_episodes": 32.0}
-    more = {"policy_tokens_max": 80.0, "turns": 2.7, "wait_max_s": 0.04, "trained_episodes": 64.0}
+    seen = {"policy_tokens_max": 70.0, "turns": 2.5, "seconds/longest_wait": 0.02, "trained_episodes": 32.0}
+    more = {"policy_tokens_max": 80.0, "turns": 2.7, "seconds/longest_wait": 0.04, "trained_episodes": 64.0}
     found = as_recorded(load_config([]), [step_row(10, 30, 5) | seen, step_row(10, 30, 5) | more]).prediction
     assert (found.longest_tokens, found.turns, found.wait_s) == (75, pytest.approx(2.6), pytest.approx(0.03))
     assert found.trained_share == pytest.approx(48 / 128)

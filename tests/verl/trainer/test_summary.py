@@ -11,7 +11,7 @@ from verl.data.tasks import Task
 from verl.rollout.groups import Group
 from verl.trainer.alarms import watch
 from verl.trainer.state import LoopState
-from verl.trainer.summary import RESERVED, summarize
+from verl.trainer.summary import RESERVED, longest_wait_s, summarize
 from verl.trajectory import ToolCall, ToolResult, Trajectory
 
 FOUND, NOTHING = ToolCall("search", "who", (ToolResult("1", 1.0, "t"),)), ToolCall("search", "who")
@@ -43,9 +43,14 @@ def test_what_a_step_waits_for_is_its_longest_episode_and_its_longest_wait() -> 
     long = episode(quick, slow)  # two at the same time
     long.append_generated([4, 5, 6], "b", [-1.0] * 3, [0] * 3, "stop")
     long.append_observation([7], "o", [quick])
-    metrics = summarize(step(episode(quick), long, episode()))
-    assert metrics["policy_tokens_max"] == 4
-    assert metrics["wait_max_s"] == pytest.approx(0.5)
+    played = step(episode(quick), long, episode())
+    assert summarize(played)["policy_tokens_max"] == 4
+    assert longest_wait_s(played) == pytest.approx(0.5)
+
+
+def test_no_time_is_in_a_summary_as_episodes_played_again_have_to_give_the_same() -> None:
+    fast, slow = (step(episode(ToolCall("search", "who", latency_s=s))) for s in (0.1, 3.0))
+    assert summarize(fast) == summarize(slow)
 
 
 @pytest.mark.parametrize(
