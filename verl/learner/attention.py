@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from inspect import signature
 from typing import Any
@@ -189,11 +189,17 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: floa
         return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)
     from torch.nn.attention.varlen import varlen_attn
 
-    # Its kernel lets a key head serve several queries. From 2.12 on it wants to be told that this is meant.
-    shared: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), **shared)
+    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), **_shared_heads())
     assert isinstance(out, Tensor)  # a tuple only where auxiliary outputs are asked for
     return out
+
+
+@cache
+def _shared_heads() -> dict[str, Any]:
+    """What tells ``varlen_attn`` that a key head serves several queries; its kernel of torch 2.11 does it untold."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from verl.learner.gated import fuse_gated
 from verl.learner.joint import fuse_attention
-from verl.learner.parts import decoder_of, has_kernels
+from verl.learner.parts import decoder_of, kernels_for
 from verl.learner.rotary import is_plain_rotary, rotate
 
 _ROTARY = "apply_rotary_pos_emb"
@@ -59,9 +59,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        if has_kernels(x):
-            from verl.learner import kernels
-
+        if kernels := kernels_for(x):
             out, scale = kernels.norm(x, weight, epsilon)
         else:
             out, scale = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, epsilon)

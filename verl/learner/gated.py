@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
-from verl.learner.parts import has_kernels
+from verl.learner.parts import kernels_for
 
 
 def fuse_gated(decoder: nn.Module) -> None:
@@ -62,18 +62,13 @@ class _Down(torch.autograd.Function):
 
 
 def _product(gate: Tensor, up: Tensor) -> Tensor:
-    if has_kernels(gate):
-        from verl.learner import kernels
-
-        return kernels.gated(gate, up)
-    return silu(gate) * up
+    kernels = kernels_for(gate)
+    return kernels.gated(gate, up) if kernels else silu(gate) * up
 
 
 def _backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``gate`` and ``up``, and the product."""
-    if has_kernels(gate):
-        from verl.learner import kernels
-
+    if kernels := kernels_for(gate):
         return kernels.gated_backward(grad, gate, up)
     opened = silu(gate)
     return torch.ops.aten.silu_backward(grad * up, gate), grad * opened, opened * up

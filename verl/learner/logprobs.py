@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verl.learner.holdings import BLOCK_MIB
-from verl.learner.parts import has_kernels
+from verl.learner.parts import kernels_for
 
 _MIB = 1 << 20
 
@@ -73,10 +73,13 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=exact, device=hidden.device)
         entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
         kept: Tensor | None = None
-        head = _head(weight, full)
+        head, kernels = _head(weight, full), kernels_for(hidden)
         for part in _parts(len(targets), chunk):
             z = _logits(hidden[part], head, full)
-            _read(z, targets[part], temperature, logprobs[part], entropy[part], normalizer[part])
+            if kernels:
+                kernels.read_logits(z, targets[part], temperature, logprobs[part], entropy[part], normalizer[part])
+            else:
+                _softmax_in_place(_scaled(z, temperature), targets[part], logprobs[part], entropy[part])
             kept = z if len(z) == len(targets) else None
             del z  # the next chunk must not stand beside this one
         ctx.save_for_backward(hidden, weight, targets, entropy, normalizer)
@@ -97,16 +100,21 @@ class _ChunkedHead(torch.autograd.Function):
         grad_weight: Tensor | None = None
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         head: Tensor | None = None
+        kernels = kernels_for(hidden)
         for part in _parts(len(targets), ctx.chunk):
             z, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass makes it again
             if z is None:
                 head = _head(weight, ctx.full) if head is None else head
                 z = _logits(hidden[part], head, ctx.full)
-                if not has_kernels(z):
+                if not kernels:
                     _softmax_in_place(_scaled(z, ctx.temperature), targets[part])
             slopes = grad_logprobs[part], None if grad_entropy is None else grad_entropy[part]
-            known = targets[part], ctx.temperature, entropy[part], normalizer[part]
-            logits_grad = _logits_grad(z, *known, *slopes, hidden.dtype)
+            if kernels:
+                known = targets[part], ctx.temperature, entropy[part], normalizer[part]
+                logits_grad = kernels.logits_gradient(z, *known, *slopes, hidden.dtype)
+            else:
+                _logits_grad_in_place(z, targets[part], entropy[part], *slopes)
+                logits_grad = _scaled(z, ctx.temperature).to(hidden.dtype)
             torch.mm(logits_grad, weight, out=grad_hidden[part])
             if ctx.needs_input_grad[1]:
                 grad_weight = _add_share(
@@ -116,37 +124,6 @@ class _ChunkedHead(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, *[None] * 5
-
-
-def _read(
-    z: Tensor, targets: Tensor, temperature: float, logprobs: Tensor, entropy: Tensor, normalizer: Tensor
-) -> None:
-    """Fill ``logprobs`` and ``entropy`` from logits, and make of ``z`` (and ``normalizer``) what the way back needs."""
-    if has_kernels(z):
-        from verl.learner import kernels
-
-        kernels.read_logits(z, targets, temperature, logprobs, entropy, normalizer)
-    else:
-        _softmax_in_place(_scaled(z, temperature), targets, logprobs, entropy)
-
-
-def _logits_grad(
-    z: Tensor,
-    targets: Tensor,
-    temperature: float,
-    entropy: Tensor,
-    normalizer: Tensor,
-    grad_logprobs: Tensor,
-    grad_entropy: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The gradient of the logits in ``dtype``, from what ``_read`` left; ``z`` is lost."""
-    if has_kernels(z):
-        from verl.learner import kernels
-
-        return kernels.logits_gradient(z, targets, temperature, entropy, normalizer, grad_logprobs, grad_entropy, dtype)
-    _logits_grad_in_place(z, targets, grad_logprobs, entropy, grad_entropy)
-    return _scaled(z, temperature).to(dtype)
 
 
 def _add_share(total: Tensor | None, logits_grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -179,7 +156,7 @@ def _softmax_in_place(
 
 
 def _logits_grad_in_place(
-    p: Tensor, targets: Tensor, grad_logprobs: Tensor, entropy: Tensor, grad_entropy: Tensor | None
+    p: Tensor, targets: Tensor, entropy: Tensor, grad_logprobs: Tensor, grad_entropy: Tensor | None
 ) -> None:
     """Softmax ``p [n, vocabulary]`` becomes the gradient of the logits."""
     for part in _blocks(p):

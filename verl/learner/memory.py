@@ -121,5 +121,5 @@ def layers_to_recompute(
         trying = replace(learner, gradient_checkpointing=layers)
         return max(sum(taken_bytes(trying, shape, phase, ranks, on_gpu=True).values()) for phase in phases)
 
-    numbers = range(shape.layers + 1)
-    return next((layers for layers in numbers if most(layers) <= room_bytes), min(numbers, key=most))
+    taken = [most(layers) for layers in range(shape.layers + 1)]
+    return next((layers for layers, size in enumerate(taken) if size <= room_bytes), taken.index(min(taken)))

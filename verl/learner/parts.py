@@ -24,6 +24,13 @@ def decoder_of(lm: nn.Module) -> Any:
     return lm.model.language_model if reads_pictures(lm) else lm.base_model  # type: ignore[union-attr]
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether ``verl.learner.kernels`` takes it: on a GPU, in float32 or less."""
-    return x.is_cuda and x.dtype != torch.float64
+def kernels_for(x: Tensor) -> Any:
+    """``verl.learner.kernels`` where it takes ``x``, on a GPU in float32 or less; None elsewhere.
+
+    Imported here and not by its users: on a CPU there need be no Triton.
+    """
+    if not x.is_cuda or x.dtype == torch.float64:
+        return None
+    from verl.learner import kernels
+
+    return kernels

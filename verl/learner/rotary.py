@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from verl.learner.parts import has_kernels
+from verl.learner.parts import kernels_for
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 
@@ -37,7 +37,7 @@ class _Rotate(torch.autograd.Function):
 
 def _turned_heads(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     """Of ``[1, heads, tokens, head_dim]``, by ``[1, 1, tokens, head_dim]``."""
-    if not has_kernels(x):
+    if not kernels_for(x):
         return _turned(x, cos, sin, sign)
     by_token = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     turn(by_token, cos.squeeze(1), sin.squeeze(1), sign)
@@ -54,9 +54,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> None:
     """``_turned`` in place, of ``[1, tokens, heads, head_dim]`` by ``[1, tokens, head_dim]``."""
-    if has_kernels(x):
-        from verl.learner import kernels
-
+    if kernels := kernels_for(x):
         kernels.turn(x, cos, sin, sign)
         return
     x.copy_(_turned(x, cos.unsqueeze(-2), sin.unsqueeze(-2), sign))
